@@ -1,0 +1,117 @@
+"""People, teams, keys and the audit trail in the admin site."""
+
+from django.contrib import admin
+from django.contrib.auth.admin import UserAdmin
+from django.contrib.auth.models import Group
+from django.db.models import QuerySet
+from django.http import HttpRequest
+from unfold.admin import ModelAdmin, TabularInline
+from unfold.forms import AdminPasswordChangeForm, UserChangeForm, UserCreationForm
+
+from accounts import actions, audit
+from accounts.access import person
+from accounts.models import ApiKey, AuditEntry, Membership, Team, User
+
+# Teams say who may use what; Django's own groups aren't used.
+admin.site.unregister(Group)
+
+
+@admin.register(User)
+class PortalUserAdmin(UserAdmin, ModelAdmin):  # type: ignore[type-arg]  # Django's class takes none at run time
+    """People who may sign in."""
+
+    form = UserChangeForm
+    add_form = UserCreationForm
+    change_password_form = AdminPasswordChangeForm
+    filter_horizontal = ()
+    list_filter = ("is_active", "is_staff")
+    fieldsets = (
+        (None, {"fields": ("username", "password")}),
+        ("Person", {"fields": ("first_name", "last_name", "email")}),
+        ("Permissions", {"fields": ("is_active", "is_staff")}),
+        ("Dates", {"fields": ("last_login", "date_joined")}),
+    )
+
+    def save_model(self, request: HttpRequest, obj: User, form: object, change: bool) -> None:
+        """Also an entry of the audit trail."""
+        super().save_model(request, obj, form, change)
+        audit.record(person(request), "user.change" if change else "user.create", obj)
+
+    def delete_model(self, request: HttpRequest, obj: User) -> None:
+        """Also an entry of the audit trail."""
+        audit.record(person(request), "user.delete", obj)
+        super().delete_model(request, obj)
+
+    def delete_queryset(self, request: HttpRequest, queryset: QuerySet[User]) -> None:
+        """Also entries of the audit trail."""
+        for user in queryset:
+            audit.record(person(request), "user.delete", user)
+        super().delete_queryset(request, queryset)
+
+
+class MembershipInline(TabularInline):
+    """Who is in a team."""
+
+    model = Membership
+    autocomplete_fields = ("user",)
+    extra = 0
+
+
+@admin.register(Team)
+class TeamAdmin(ModelAdmin):
+    """Teams and their members."""
+
+    list_display = ("name",)
+    search_fields = ("name",)
+    inlines = (MembershipInline,)
+
+
+@admin.register(ApiKey)
+class ApiKeyAdmin(ModelAdmin):
+    """Keys, as far as they can be shown; made on the command line, revoked here."""
+
+    list_display = ("name", "user", "prefix", "created_at", "last_used_at", "expires_at", "revoked_at")
+    list_filter = ("revoked_at",)
+    search_fields = ("name", "user__username", "prefix")
+    actions = ("revoke",)
+
+    @admin.action(description="Revoke the chosen keys")
+    def revoke(self, request: HttpRequest, queryset: QuerySet[ApiKey]) -> None:
+        """Make keys worthless from now on."""
+        for key in queryset.select_related("user"):
+            actions.revoke_api_key(key, by=person(request))
+        self.message_user(request, "Revoked.")
+
+    def has_add_permission(self, request: HttpRequest) -> bool:
+        """A key is shown once, when it is made; this site has no place for that."""
+        return False
+
+    def has_change_permission(self, request: HttpRequest, obj: ApiKey | None = None) -> bool:
+        """Looking and revoking only."""
+        return False
+
+    def has_delete_permission(self, request: HttpRequest, obj: ApiKey | None = None) -> bool:
+        """Usage and audit trail refer to it."""
+        return False
+
+
+@admin.register(AuditEntry)
+class AuditEntryAdmin(ModelAdmin):
+    """The audit trail, to read."""
+
+    list_display = ("at", "by_name", "verb", "target")
+    list_filter = ("verb",)
+    search_fields = ("by_name", "target")
+    date_hierarchy = "at"
+
+    def has_add_permission(self, request: HttpRequest) -> bool:
+        """Written by deeds only."""
+        return False
+
+    def has_change_permission(self, request: HttpRequest, obj: AuditEntry | None = None) -> bool:
+        """Never changed."""
+        return False
+
+    def has_delete_permission(self, request: HttpRequest, obj: AuditEntry | None = None) -> bool:
+        """Never removed."""
+        return False

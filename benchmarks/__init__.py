@@ -1,0 +1,1 @@
+"""What the portal costs, measured against named baselines in the same run."""

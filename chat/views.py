@@ -1,0 +1,181 @@
+"""The chat's pages. Every action works as a plain form, without a socket."""
+
+from typing import Any
+from uuid import UUID
+
+from django.contrib.auth.decorators import login_required
+from django.core.paginator import Paginator
+from django.db.models import Exists, OuterRef
+from django.http import HttpRequest, HttpResponse
+from django.shortcuts import get_object_or_404, redirect, render
+from django.views.decorators.http import require_GET, require_POST
+
+from accounts.access import person
+from chat import actions
+from chat.models import Conversation
+from chat.rendering import with_blocks
+from llamaproj.errors import LlamaProjError, NotFound
+from models_admin.models import Instance, ServedModel
+from models_admin.states import InstanceState
+
+_PAGE_MESSAGES = 50
+_PAGE_CONVERSATIONS = 50
+
+
+@login_required
+@require_GET
+def index(request: HttpRequest) -> HttpResponse:
+    """A new chat."""
+    return render(request, "chat/page.html", _page(request, None))
+
+
+@login_required
+@require_GET
+def conversation(request: HttpRequest, pk: UUID) -> HttpResponse:
+    """A conversation: its last messages, or those before number `?before=`."""
+    return render(request, "chat/page.html", _page(request, _visible(request, pk)))
+
+
+@login_required
+@require_GET
+def conversations(request: HttpRequest) -> HttpResponse:
+    """All conversations, the newest first; `?q=` looks in the titles."""
+    wanted = request.GET.get("q", "").strip()
+    rows = Conversation.objects.visible_to(person(request))
+    if wanted:
+        rows = rows.filter(title__icontains=wanted)
+    page = Paginator(rows, _PAGE_CONVERSATIONS).get_page(request.GET.get("page"))
+    return render(request, "chat/conversations.html", {"page": page, "q": wanted})
+
+
+@login_required
+@require_POST
+def new(request: HttpRequest) -> HttpResponse:
+    """Begin a conversation with its first message."""
+    try:
+        begun = actions.begin(
+            owner=person(request), text=request.POST.get("text", ""), served=_chosen_model(request)
+        )
+    except LlamaProjError as error:
+        return _refused(request, None, error)
+    return redirect("conversation", begun.pk)
+
+
+@login_required
+@require_POST
+def send(request: HttpRequest, pk: UUID) -> HttpResponse:
+    """Add a message."""
+    found = _visible(request, pk)
+    try:
+        actions.send(found, text=request.POST.get("text", ""), served=_chosen_model(request))
+    except LlamaProjError as error:
+        return _refused(request, found, error)
+    return redirect("conversation", pk)
+
+
+@login_required
+@require_POST
+def stop(request: HttpRequest, pk: UUID) -> HttpResponse:
+    """Stop whatever is being written."""
+    for answer in _visible(request, pk).messages.filter(
+        generation__ended_at__isnull=True, generation__isnull=False
+    ):
+        actions.stop(answer)
+    return redirect("conversation", pk)
+
+
+@login_required
+@require_POST
+def retry(request: HttpRequest, pk: UUID, message: UUID) -> HttpResponse:
+    """Write the last answer anew."""
+    found = _visible(request, pk)
+    try:
+        actions.retry(get_object_or_404(found.messages, pk=message))
+    except LlamaProjError as error:
+        return _refused(request, found, error)
+    return redirect("conversation", pk)
+
+
+@login_required
+@require_POST
+def rename(request: HttpRequest, pk: UUID) -> HttpResponse:
+    """Give a conversation another title."""
+    found = _visible(request, pk)
+    try:
+        actions.rename(found, title=request.POST.get("title", ""))
+    except LlamaProjError as error:
+        return _refused(request, found, error)
+    return redirect("conversation", pk)
+
+
+@login_required
+@require_POST
+def delete(request: HttpRequest, pk: UUID) -> HttpResponse:
+    """Remove a conversation."""
+    actions.delete(_visible(request, pk))
+    return redirect("index")
+
+
+def _visible(request: HttpRequest, pk: UUID) -> Conversation:
+    return get_object_or_404(Conversation.objects.visible_to(person(request)).select_related("served"), pk=pk)
+
+
+def _chosen_model(request: HttpRequest) -> ServedModel:
+    slug = request.POST.get("model", "")
+    served = ServedModel.objects.visible_to(person(request)).filter(slug=slug).first()
+    if served is None:
+        raise NotFound("Choose a model first." if not slug else f"There is no model {slug!r} here.")
+    return served
+
+
+def _refused(request: HttpRequest, found: Conversation | None, error: LlamaProjError) -> HttpResponse:
+    """The page again, with what was typed and what was wrong with it."""
+    page = _page(request, found) | {"error": error, "draft": request.POST.get("text", "")}
+    return render(request, "chat/page.html", page, status=error.status)
+
+
+def _page(request: HttpRequest, found: Conversation | None) -> dict[str, Any]:
+    models = _models(request)
+    context: dict[str, Any] = {
+        "conversation": found,
+        "messages": [],
+        "models": models,
+        "selected_model": _selected(found, models),
+        "has_older": False,
+    }
+    if found is not None:
+        rows = found.messages.select_related("generation").order_by("-number")
+        before = request.GET.get("before", "")
+        if before.isdecimal() and len(before) < 10:
+            rows = rows.filter(number__lt=int(before))
+            context["newer_url"] = request.path
+        shown = list(rows[: _PAGE_MESSAGES + 1])
+        context["has_older"] = len(shown) > _PAGE_MESSAGES
+        messages = with_blocks(reversed(shown[:_PAGE_MESSAGES]))
+        context["messages"] = messages
+        if context["has_older"]:
+            context["older_url"] = f"{request.path}?before={messages[0].number}"
+    return context
+
+
+def _models(request: HttpRequest) -> list[dict[str, Any]]:
+    """The models the person may choose, the ready ones first."""
+    serving = Instance.objects.filter(served=OuterRef("pk"), state=InstanceState.READY)
+    rows = ServedModel.objects.visible_to(person(request)).annotate(ready=Exists(serving))
+    models = [
+        {
+            "slug": slug,
+            "name": name,
+            "ready": ready,
+            "state": "ready" if ready else "starting" if wanted else "stopped",
+        }
+        for slug, name, wanted, ready in rows.values_list("slug", "name", "desired_replicas", "ready")
+    ]
+    return sorted(models, key=lambda one: (not one["ready"], one["state"], one["name"].lower()))
+
+
+def _selected(found: Conversation | None, models: list[dict[str, Any]]) -> str:
+    slugs = [one["slug"] for one in models]
+    if found is not None and found.served is not None and found.served.slug in slugs:
+        return found.served.slug
+    return slugs[0] if slugs else ""

@@ -1,0 +1,228 @@
+"""One path for chat and API: admit → route → stream → record.
+
+    async with completion.run(call) as stream:
+        async for payload in stream.payloads(): ...
+
+Leaving the block closes the connection to llama-server (its slot is free at once) and writes one usage record, however
+the block was left.
+"""
+
+import asyncio
+import time
+from collections.abc import AsyncIterator, Callable
+from contextlib import AsyncExitStack, asynccontextmanager
+from dataclasses import dataclass, field
+from typing import Any
+from uuid import UUID
+
+import orjson
+import structlog
+from channels.db import database_sync_to_async
+from django.db import DatabaseError
+
+from accounts.models import ApiKey, User
+from gateway import routing
+from gateway.errors import UpstreamLost
+from gateway.models import UsageRecord
+from gateway.upstream import UpstreamStream, open_completion
+from llamaproj.errors import LlamaProjError
+from models_admin import tasks
+from models_admin.models import Instance, ServedModel
+
+log = structlog.get_logger(__name__)
+
+CHAT_PATH = "/v1/chat/completions"
+# How often a request that has produced nothing yet is tried again, unseen by the client.
+_TRIES = 3
+# Chosen by the router, never by a client: a slot may hold somebody else's conversation.
+_ROUTER_FIELDS = frozenset({"id_slot", "model"})
+
+
+def parse(payload: bytes) -> dict[str, Any]:
+    """A chunk or an answer of llama-server. Raises `UpstreamLost` for what can't be one."""
+    try:
+        chunk = orjson.loads(payload)
+    except orjson.JSONDecodeError:
+        chunk = None
+    if not isinstance(chunk, dict):
+        raise UpstreamLost("The model's server answered with garbage.")
+    return chunk
+
+
+@dataclass(frozen=True)
+class Call:
+    """Who wants what.
+
+    `body` is the request as the OpenAI API has it; `patience_s` bounds the wait for a replica; replicas in `avoid` have
+    just failed the caller.
+    """
+
+    user: User
+    served: ServedModel
+    door: UsageRecord.Door
+    body: dict[str, Any]
+    api_key: ApiKey | None = None
+    path: str = CHAT_PATH
+    patience_s: float = 30.0
+    avoid: frozenset[UUID] = frozenset()
+    on_wait: Callable[[], None] = lambda: None
+
+
+@dataclass
+class Meter:
+    """What a request took, in tokens and milliseconds; filled while it runs."""
+
+    arrived: float = field(default_factory=time.monotonic)
+    routed: float | None = None
+    first_token: float | None = None
+    finish: UsageRecord.Finish = UsageRecord.Finish.CANCELLED
+    finish_reason: str = ""
+    error: LlamaProjError | None = None
+    prompt_tokens: int = 0
+    completion_tokens: int = 0
+    cached_tokens: int = 0
+    prefill_ms: float = 0.0
+    decode_ms: float = 0.0
+
+    @property
+    def queue_ms(self) -> float:
+        """From arrival to a replica."""
+        return ((self.routed or time.monotonic()) - self.arrived) * 1000
+
+    @property
+    def first_token_ms(self) -> float | None:
+        """From arrival to the first token."""
+        return None if self.first_token is None else (self.first_token - self.arrived) * 1000
+
+    def see(self, payload: bytes) -> None:
+        """Note what a streamed chunk says, parsing only the few that say something."""
+        if b'"prompt_progress"' in payload:
+            return
+        if self.first_token is None:
+            self.first_token = time.monotonic()
+        self.completion_tokens += 1
+        if b'"timings"' in payload or b'"finish_reason":"' in payload:
+            self.see_end(parse(payload))
+
+    def see_end(self, chunk: dict[str, Any]) -> None:
+        """Note the finish reason and llama-server's `timings` of the last chunk or of a whole answer."""
+        for choice in chunk.get("choices") or ():
+            if reason := choice.get("finish_reason"):
+                self.finish_reason = reason
+                known = reason in UsageRecord.Finish.values
+                self.finish = UsageRecord.Finish(reason) if known else UsageRecord.Finish.STOP
+        if timings := chunk.get("timings"):
+            self.cached_tokens = timings.get("cache_n", 0)
+            self.prompt_tokens = self.cached_tokens + timings.get("prompt_n", 0)
+            self.completion_tokens = timings.get("predicted_n", 0)
+            self.prefill_ms = timings.get("prompt_ms", 0.0)
+            self.decode_ms = timings.get("predicted_ms", 0.0)
+
+
+class Stream:
+    """A completion on its way, with its meter and the replica that writes it."""
+
+    def __init__(self, upstream: UpstreamStream, instance: Instance, meter: Meter) -> None:
+        self._upstream = upstream
+        self._chunks = upstream.payloads()
+        self._first: bytes | None = None
+        self.instance = instance
+        self.meter = meter
+
+    async def wait_for_first(self) -> None:
+        """Return once the first chunk is here. Raises `UpstreamLost`: then nothing has been seen by anybody."""
+        self._first = await anext(self._chunks, None)
+
+    async def payloads(self) -> AsyncIterator[bytes]:
+        """The JSON of every chunk. Raises `UpstreamLost`."""
+        if self._first is not None:
+            self.meter.see(self._first)
+            yield self._first
+        async for payload in self._chunks:
+            self.meter.see(payload)
+            yield payload
+
+    async def whole(self) -> bytes:
+        """The JSON of an answer that isn't streamed. Raises `UpstreamLost`."""
+        body = await self._upstream.whole()
+        self.meter.see_end(parse(body))
+        return body
+
+
+@asynccontextmanager
+async def run(call: Call) -> AsyncIterator[Stream]:
+    """Open the call's completion. Raises `NotServed`, `ContextExceeded`, `UpstreamRefused` or `UpstreamLost`."""
+    meter = Meter()
+    instance: Instance | None = None
+    try:
+        async with AsyncExitStack() as stack:
+            stream = await _open(call, meter, stack)
+            instance = stream.instance
+            yield stream
+    except LlamaProjError as error:
+        meter.error, meter.finish = error, UsageRecord.Finish.ERROR
+        raise
+    finally:
+        await asyncio.shield(_record_safely(call, meter, instance))
+
+
+async def _record_safely(call: Call, meter: Meter, instance: Instance | None) -> None:
+    """A record that can't be written must not cost an answer that was."""
+    try:
+        await _record(call, meter, instance)
+    except DatabaseError as error:
+        log.error("usage record lost", model=call.served.slug, error=str(error))
+
+
+async def _open(call: Call, meter: Meter, stack: AsyncExitStack) -> Stream:
+    """Route and connect, trying other replicas while no chunk has come."""
+    body = {name: value for name, value in call.body.items() if name not in _ROUTER_FIELDS}
+    avoid = call.avoid
+    for left in reversed(range(_TRIES)):
+        instance = await routing.pick(
+            call.served.pk, avoid=avoid, patience_s=call.patience_s, on_wait=call.on_wait
+        )
+        meter.routed = time.monotonic()
+        attempt = AsyncExitStack()
+        try:
+            attempt.enter_context(routing.occupied(instance))
+            upstream = await attempt.enter_async_context(open_completion(instance, call.path, body))
+            stream = Stream(upstream, instance, meter)
+            if body.get("stream"):
+                await stream.wait_for_first()
+        except UpstreamLost:
+            await attempt.aclose()
+            await database_sync_to_async(tasks.wake)(instance.node.name)
+            if not left:
+                raise
+            avoid |= {instance.pk}
+        except BaseException:
+            await attempt.aclose()
+            raise
+        else:
+            stack.push_async_callback(attempt.aclose)
+            return stream
+    raise AssertionError("the last try returns or raises")
+
+
+@database_sync_to_async
+def _record(call: Call, meter: Meter, instance: Instance | None) -> None:
+    UsageRecord.objects.create(
+        user=call.user,
+        api_key=call.api_key,
+        served=call.served,
+        instance=instance,
+        model_slug=call.served.slug,
+        door=call.door,
+        finish=meter.finish,
+        error_code=meter.error.code if meter.error else "",
+        status=meter.error.status if meter.error else 200,
+        prompt_tokens=meter.prompt_tokens,
+        completion_tokens=meter.completion_tokens,
+        cached_tokens=meter.cached_tokens,
+        queue_ms=meter.queue_ms,
+        prefill_ms=meter.prefill_ms,
+        first_token_ms=meter.first_token_ms,
+        decode_ms=meter.decode_ms,
+        total_ms=(time.monotonic() - meter.arrived) * 1000,
+    )

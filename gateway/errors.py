@@ -1,0 +1,47 @@
+"""What can go wrong between "this user wants this model" and a stream of tokens.
+
+LlamaProjError
+├── NotFound ── ModelNotFound         no such model, or none this person may use
+├── InvalidInput
+│   ├── ContextExceeded               the prompt doesn't fit the model's context
+│   └── UpstreamRefused               llama-server found the request wrong
+├── Unavailable ── NotServed          (models_admin) nothing runs that could answer
+└── UpstreamLost                      the replica died, hung or answered garbage
+"""
+
+from llamaproj.errors import InvalidInput, LlamaProjError, NotFound
+
+
+class ModelNotFound(NotFound):
+    """There is no such model here."""
+
+    code = "model_not_found"
+
+
+class ContextExceeded(InvalidInput):
+    """The text is longer than the model's context."""
+
+    code = "context_length_exceeded"
+
+    def __init__(self, prompt_tokens: int | None = None, context_tokens: int | None = None) -> None:
+        sizes = (
+            f"The text is {prompt_tokens:,} tokens long, but this model reads at most {context_tokens:,}. "
+            if prompt_tokens and context_tokens
+            else "The text is longer than this model's context. "
+        )
+        super().__init__(sizes + "Shorten it or start a new chat.", param="messages")
+        self.prompt_tokens = prompt_tokens
+        self.context_tokens = context_tokens
+
+
+class UpstreamRefused(InvalidInput):
+    """The model's server refused the request."""
+
+    code = "invalid_request"
+
+
+class UpstreamLost(LlamaProjError):
+    """The model's server stopped answering."""
+
+    code = "upstream_lost"
+    status = 502

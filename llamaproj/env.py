@@ -1,0 +1,157 @@
+"""The environment of this process: the only reader of `os.environ`.
+
+Every variable is listed in `.env.example` (a test compares the two). A `.env` file in the working folder is
+read first; the real environment wins over it. A wrong value raises `EnvironmentValueError` with a sentence.
+"""
+
+import hashlib
+import os
+import secrets
+import socket
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import TypeVar
+
+import platformdirs
+from dotenv import load_dotenv
+
+BASE_DIR = Path(__file__).resolve().parent.parent
+IN_CHECKOUT = (BASE_DIR / "manage.py").exists()
+
+load_dotenv(BASE_DIR / ".env" if IN_CHECKOUT else Path.cwd() / ".env")
+
+T = TypeVar("T")
+
+# sun_path of a unix socket holds 108 bytes; Postgres appends "/.s.PGSQL.5432.lock" to the folder.
+_SOCKET_DIR_MAX = 80
+
+
+class EnvironmentValueError(ValueError):
+    """A variable of the environment has a value that can't be used."""
+
+
+def _read(name: str, default: T, parse: Callable[[str], T]) -> T:
+    text = os.environ.get(name, "").strip()
+    if not text:
+        return default
+    try:
+        return parse(text)
+    except ValueError as error:
+        raise EnvironmentValueError(f"{name}={text!r} can't be used: {error}") from None
+
+
+def _flag(text: str) -> bool:
+    if text.lower() in {"1", "true", "yes", "on"}:
+        return True
+    if text.lower() in {"0", "false", "no", "off"}:
+        return False
+    raise ValueError("use 1 or 0")
+
+
+def _port(text: str) -> int:
+    if not text.isdecimal() or not 0 < int(text) < 65536:
+        raise ValueError("a port is a number from 1 to 65535")
+    return int(text)
+
+
+def _choice(*choices: str) -> Callable[[str], str]:
+    def parse(text: str) -> str:
+        if text not in choices:
+            raise ValueError(f"use one of {', '.join(choices)}")
+        return text
+
+    return parse
+
+
+def _names(text: str) -> list[str]:
+    return [name.strip() for name in text.split(",") if name.strip()]
+
+
+def _folder(text: str) -> Path:
+    return Path(text).expanduser().resolve()
+
+
+def _folders(text: str) -> list[Path]:
+    return [_folder(part) for part in text.split(os.pathsep) if part]
+
+
+HOST = _read("HOST", "127.0.0.1", str)
+PORT = _read("PORT", 8000, _port)
+DATA_DIR = _read(
+    "DATA_DIR", BASE_DIR / ".data" if IN_CHECKOUT else platformdirs.user_data_path("llamaproj"), _folder
+)
+MODELS_DIRS = _read("MODELS_DIR", [DATA_DIR / "models"], _folders)
+LLAMA_SERVER_BIN = _read("LLAMA_SERVER_BIN", "", str)
+ASGI_SERVER = _read("ASGI_SERVER", "uvicorn", _choice("uvicorn", "daphne", "granian"))
+NODE_NAME = _read("NODE_NAME", socket.gethostname(), str)
+ADMIN_USERNAME = _read("ADMIN_USERNAME", "admin", str)
+ADMIN_PASSWORD = _read("ADMIN_PASSWORD", "", str)
+DEMO_MODEL = _read("DEMO_MODEL", True, _flag)
+ALLOWED_HOSTS = _read("ALLOWED_HOSTS", ["localhost", "127.0.0.1", "[::1]"], _names)
+CSRF_TRUSTED_ORIGINS: list[str] = _read("CSRF_TRUSTED_ORIGINS", [], _names)
+DEBUG = _read("DEBUG", False, _flag)
+SECURE = _read("SECURE", False, _flag)
+METRICS_TOKEN = _read("METRICS_TOKEN", "", str)
+LOG_LEVEL = _read("LOG_LEVEL", "info", _choice("debug", "info", "warning", "error")).upper()
+LOG_FORMAT = _read("LOG_FORMAT", "", _choice("console", "json"))
+
+
+def socket_dir(data_dir: Path = DATA_DIR) -> Path:
+    """Where the embedded services put their unix sockets; short enough for `sun_path`."""
+    folder = data_dir / "run"
+    if len(str(folder)) <= _SOCKET_DIR_MAX:
+        return folder
+    digest = hashlib.sha256(str(data_dir).encode()).hexdigest()[:12]
+    return Path(tempfile.gettempdir()) / f"llamaproj-{os.getuid()}-{digest}"
+
+
+def outside_database() -> bool:
+    """True when DATABASE_URL names a PostgreSQL that isn't ours to start."""
+    return bool(os.environ.get("DATABASE_URL", "").strip())
+
+
+def outside_redis() -> bool:
+    """True when REDIS_URL names a Redis that isn't ours to start."""
+    return bool(os.environ.get("REDIS_URL", "").strip())
+
+
+def database_url() -> str:
+    """DATABASE_URL, or the address of the embedded PostgreSQL of DATA_DIR."""
+    return _read("DATABASE_URL", f"postgresql://postgres@/llamaproj?host={socket_dir()}", str)
+
+
+def redis_url() -> str:
+    """REDIS_URL, or the address of the embedded Valkey of DATA_DIR."""
+    return _read("REDIS_URL", f"unix://{socket_dir()}/valkey.sock?db=0", str)
+
+
+def secret_key() -> str:
+    """SECRET_KEY, or one generated once and kept in DATA_DIR, readable by its owner only."""
+    given = os.environ.get("SECRET_KEY", "").strip()
+    if given:
+        return given
+    path = DATA_DIR / "secret_key"
+    if not path.exists():
+        DATA_DIR.mkdir(parents=True, exist_ok=True)
+        draft = path.with_suffix(f".{os.getpid()}")
+        draft.touch(mode=0o600)
+        draft.write_text(secrets.token_urlsafe(48))
+        try:
+            # A hard link fails if another process was first; both then read the same key.
+            path.hardlink_to(draft)
+        except FileExistsError:
+            pass
+        finally:
+            draft.unlink()
+    return path.read_text().strip()
+
+
+def outside_environment() -> dict[str, str]:
+    """The environment for programs that aren't ours: neither our secrets nor what would change llama-server's flags."""
+    secret = {"SECRET_KEY", "DATABASE_URL", "REDIS_URL", "ADMIN_PASSWORD", "METRICS_TOKEN", "LLAMA_API_KEY"}
+    return {
+        name: value
+        for name, value in os.environ.items()
+        if name not in secret and not name.startswith("LLAMA_ARG_")
+    }

@@ -1,0 +1,272 @@
+"""Django's settings, read top to bottom. Values of the environment come through `llamaproj.env`."""
+
+import importlib.util
+import sys
+import warnings
+from pathlib import Path
+from typing import Any
+from urllib.parse import parse_qsl, unquote, urlsplit
+
+from csp.constants import NONE, SELF
+from django.core.exceptions import ImproperlyConfigured
+from django.templatetags.static import static
+
+from llamaproj import env, logs
+
+BASE_DIR = env.BASE_DIR
+# A wheel carries templates and static files inside the package; a checkout has them at the top.
+_SHARED = BASE_DIR if env.IN_CHECKOUT else Path(__file__).parent / "shared"
+
+# Security -------------------------------------------------------------------------------------------------------------
+
+SECRET_KEY = env.secret_key()
+DEBUG = env.DEBUG
+ALLOWED_HOSTS = env.ALLOWED_HOSTS
+CSRF_TRUSTED_ORIGINS = env.CSRF_TRUSTED_ORIGINS
+# A long conversation sent by a program, with room to spare.
+DATA_UPLOAD_MAX_MEMORY_SIZE = 16 * 1024 * 1024
+SESSION_COOKIE_HTTPONLY = True
+SESSION_COOKIE_SAMESITE = "Lax"
+SESSION_COOKIE_SECURE = env.SECURE
+CSRF_COOKIE_HTTPONLY = True
+CSRF_COOKIE_SECURE = env.SECURE
+SECURE_SSL_REDIRECT = env.SECURE
+SECURE_PROXY_SSL_HEADER = ("HTTP_X_FORWARDED_PROTO", "https") if env.SECURE else None
+SECURE_HSTS_SECONDS = 31_536_000 if env.SECURE else 0
+SECURE_HSTS_INCLUDE_SUBDOMAINS = env.SECURE
+SECURE_HSTS_PRELOAD = env.SECURE
+SECURE_REFERRER_POLICY = "same-origin"
+X_FRAME_OPTIONS = "DENY"
+SECURE_REDIRECT_EXEMPT = [r"^healthz$", r"^readyz$"]
+
+CONTENT_SECURITY_POLICY = {
+    "DIRECTIVES": {
+        "default-src": [NONE],
+        "script-src": [SELF],
+        "style-src": [SELF],
+        "img-src": [SELF, "data:"],
+        "font-src": [SELF],
+        "connect-src": [SELF],
+        "manifest-src": [SELF],
+        "form-action": [SELF],
+        "base-uri": [NONE],
+        "frame-ancestors": [NONE],
+    }
+}
+
+# Apps -----------------------------------------------------------------------------------------------------------------
+
+INSTALLED_APPS = [
+    # Its `runserver` speaks WebSocket; to every other process it is a third of a second of loading Twisted.
+    *(["daphne"] if "runserver" in sys.argv else []),
+    "unfold.apps.BasicAppConfig",
+    "llamaproj.apps.PortalAdminConfig",
+    "django.contrib.auth",
+    "django.contrib.contenttypes",
+    "django.contrib.humanize",
+    "django.contrib.sessions",
+    "django.contrib.messages",
+    "django.contrib.postgres",
+    "django.contrib.staticfiles",
+    "allauth",
+    "allauth.account",
+    "channels",
+    "csp",
+    "django_htmx",
+    "django_structlog",
+    "heroicons",
+    "llamaproj.apps.LlamaprojConfig",
+    "accounts",
+    "models_admin",
+    "gateway",
+    "chat",
+    "monitoring",
+]
+
+MIDDLEWARE = [
+    "django.middleware.security.SecurityMiddleware",
+    "whitenoise.middleware.WhiteNoiseMiddleware",
+    "csp.middleware.CSPMiddleware",
+    "django.contrib.sessions.middleware.SessionMiddleware",
+    "django.middleware.common.CommonMiddleware",
+    "django.middleware.csrf.CsrfViewMiddleware",
+    "django.contrib.auth.middleware.AuthenticationMiddleware",
+    "django_structlog.middlewares.RequestMiddleware",
+    "llamaproj.middleware.request_id_header",
+    "llamaproj.middleware.ErrorPages",
+    "django.contrib.messages.middleware.MessageMiddleware",
+    "django.middleware.clickjacking.XFrameOptionsMiddleware",
+    "django_htmx.middleware.HtmxMiddleware",
+    "allauth.account.middleware.AccountMiddleware",
+]
+
+ROOT_URLCONF = "llamaproj.urls"
+ASGI_APPLICATION = "llamaproj.asgi.application"
+
+TEMPLATES = [
+    {
+        "BACKEND": "django.template.backends.django.DjangoTemplates",
+        "DIRS": [_SHARED / "templates"],
+        "APP_DIRS": True,
+        "OPTIONS": {
+            "context_processors": [
+                "django.template.context_processors.request",
+                "django.contrib.auth.context_processors.auth",
+                "django.contrib.messages.context_processors.messages",
+                "chat.sidebar.context",
+            ],
+            "builtins": ["heroicons.templatetags.heroicons", "django.contrib.humanize.templatetags.humanize"],
+        },
+    }
+]
+
+# Services -------------------------------------------------------------------------------------------------------------
+
+
+def _database(url: str) -> dict[str, Any]:
+    """Django's settings for a `postgresql://user:password@host:port/name?option=…` URL."""
+    parts = urlsplit(url)
+    if parts.scheme not in {"postgres", "postgresql"}:
+        raise ImproperlyConfigured("DATABASE_URL must begin with postgresql://")
+    options: dict[str, Any] = dict(parse_qsl(parts.query))
+    return {
+        "ENGINE": "django.db.backends.postgresql",
+        "NAME": unquote(parts.path.lstrip("/")) or "llamaproj",
+        "USER": unquote(parts.username or ""),
+        "PASSWORD": unquote(parts.password or ""),
+        "HOST": options.pop("host", unquote(parts.hostname or "")),
+        "PORT": parts.port or "",
+        # A restarted server leaves dead connections in the pool.
+        "CONN_HEALTH_CHECKS": True,
+        "OPTIONS": options | {"pool": {"min_size": 0, "max_size": 12, "timeout": 5}},
+    }
+
+
+def _broker(url: str) -> str:
+    """The same server as Celery's transport spells it: a unix socket is `redis+socket://path?virtual_host=0`."""
+    if not url.startswith("unix://"):
+        return url
+    parts = urlsplit(url)
+    return f"redis+socket://{parts.path}?virtual_host={dict(parse_qsl(parts.query)).get('db', '0')}"
+
+
+DATABASES = {"default": _database(env.database_url())}
+DEFAULT_AUTO_FIELD = "django.db.models.BigAutoField"
+REDIS_URL = env.redis_url()
+CACHES = {
+    "default": {"BACKEND": "django_redis.cache.RedisCache", "LOCATION": REDIS_URL, "KEY_PREFIX": "llamaproj"}
+}
+SESSION_ENGINE = "django.contrib.sessions.backends.cached_db"
+CHANNEL_LAYERS = {
+    "default": {
+        "BACKEND": "channels_redis.pubsub.RedisPubSubChannelLayer",
+        "CONFIG": {"hosts": [REDIS_URL], "prefix": "llamaproj"},
+    }
+}
+
+# Background work ------------------------------------------------------------------------------------------------------
+
+CELERY_BROKER_URL = _broker(REDIS_URL)
+CELERY_BROKER_CONNECTION_RETRY_ON_STARTUP = True
+CELERY_TASK_IGNORE_RESULT = True
+CELERY_TASK_ACKS_LATE = True
+CELERY_TASK_REJECT_ON_WORKER_LOST = True
+CELERY_TASK_DEFAULT_QUEUE = "default"
+CELERY_WORKER_HIJACK_ROOT_LOGGER = False
+CELERY_WORKER_PREFETCH_MULTIPLIER = 1
+CELERY_WORKER_ENABLE_REMOTE_CONTROL = False
+CELERY_WORKER_SEND_TASK_EVENTS = False
+CELERY_TIMEZONE = "UTC"
+CELERY_BEAT_SCHEDULE_FILENAME = str(env.DATA_DIR / "run" / "beat")
+CELERY_BEAT_SCHEDULE = {
+    "reconcile": {"task": "models_admin.tasks.tick", "schedule": 2.0, "options": {"expires": 2}},
+    "sample": {"task": "monitoring.tasks.tick", "schedule": 2.0, "options": {"expires": 2}},
+    "clear-sessions": {
+        "task": "accounts.tasks.clear_sessions",
+        "schedule": 86_400.0,
+        "options": {"expires": 3600},
+    },
+    "prune-samples": {"task": "monitoring.tasks.prune", "schedule": 600.0, "options": {"expires": 600}},
+}
+
+# Accounts -------------------------------------------------------------------------------------------------------------
+
+AUTH_USER_MODEL = "accounts.User"
+AUTHENTICATION_BACKENDS = [
+    "accounts.backends.StaffBackend",
+    "allauth.account.auth_backends.AuthenticationBackend",
+]
+AUTH_PASSWORD_VALIDATORS = [
+    {"NAME": "django.contrib.auth.password_validation.UserAttributeSimilarityValidator"},
+    {"NAME": "django.contrib.auth.password_validation.MinimumLengthValidator", "OPTIONS": {"min_length": 10}},
+    {"NAME": "django.contrib.auth.password_validation.CommonPasswordValidator"},
+]
+LOGIN_URL = "account_login"
+LOGIN_REDIRECT_URL = "/"
+ACCOUNT_ADAPTER = "accounts.adapter.ClosedSignUp"
+ACCOUNT_LOGIN_METHODS = {"username", "email"}
+ACCOUNT_SIGNUP_FIELDS = ["username*", "email", "password1*", "password2*"]
+ACCOUNT_EMAIL_VERIFICATION = "none"
+ACCOUNT_LOGOUT_REDIRECT_URL = "account_login"
+EMAIL_BACKEND = "django.core.mail.backends.dummy.EmailBackend"
+
+# Pages ----------------------------------------------------------------------------------------------------------------
+
+
+def _uplot() -> Path:
+    """The folder of uPlot's files inside its wheel, found without importing the wheel's own (unneeded) Python."""
+    spec = importlib.util.find_spec("uplot")
+    if spec is None or not spec.submodule_search_locations:
+        raise ImproperlyConfigured("The package uplot-python is missing: install the locked dependencies.")
+    return Path(spec.submodule_search_locations[0]) / "uplot"
+
+
+# WhiteNoise reads its files synchronously; they are small, and on the disk of this machine.
+warnings.filterwarnings("ignore", message="StreamingHttpResponse must consume synchronous iterators")
+
+STATIC_URL = "/static/"
+STATIC_ROOT = env.DATA_DIR / "static"
+STATICFILES_DIRS = [_SHARED / "static", ("uplot", _uplot())]
+# Collected files (an image) don't change. In a checkout they do, under a running portal: by a pull or by hand.
+WHITENOISE_USE_FINDERS = WHITENOISE_AUTOREFRESH = not (STATIC_ROOT.is_dir() and any(STATIC_ROOT.iterdir()))
+LANGUAGE_CODE = "en"
+TIME_ZONE = "UTC"
+USE_I18N = False
+USE_TZ = True
+
+UNFOLD = {
+    "SITE_TITLE": "llamaproj",
+    "SITE_HEADER": "llamaproj",
+    "SITE_URL": "/",
+    "SITE_ICON": lambda request: static("icons/mark.svg"),
+    "SITE_FAVICONS": [
+        {"rel": "icon", "type": "image/svg+xml", "href": lambda request: static("icons/mark.svg")}
+    ],
+    "SHOW_HISTORY": True,
+    # The accent of static/css/tokens.css, from its palest to its deepest shade.
+    "COLORS": {
+        "primary": {
+            str(shade): f"oklch({lightness} {chroma} 181)"
+            for shade, lightness, chroma in (
+                (50, 0.975, 0.012),
+                (100, 0.945, 0.026),
+                (200, 0.9, 0.05),
+                (300, 0.85, 0.085),
+                (400, 0.77, 0.105),
+                (500, 0.62, 0.1),
+                (600, 0.465, 0.083),
+                (700, 0.4, 0.073),
+                (800, 0.34, 0.06),
+                (900, 0.28, 0.05),
+                (950, 0.2, 0.035),
+            )
+        }
+    },
+}
+
+# Logs -----------------------------------------------------------------------------------------------------------------
+
+DJANGO_STRUCTLOG_CELERY_ENABLED = True
+DJANGO_STRUCTLOG_CELERY_DEFAULT_LOG_LEVEL = logs.DEBUG
+LOGGING_CONFIG = None
+logs.configure(level=env.LOG_LEVEL, format_=env.LOG_FORMAT)

@@ -1,0 +1,73 @@
+"""The portal's own processes, as programs for the supervisor."""
+
+import sys
+
+from llamaproj import env
+from llamaproj.up.program import Program
+
+_FIRST = {"web", "node"}
+
+
+def first() -> list[Program]:
+    """What answers people and runs models: started first, because loading takes a processor for seconds."""
+    return [program for program in _portal() if program.name in _FIRST]
+
+
+def later() -> list[Program]:
+    """The rest, started when the first answer."""
+    return [program for program in _portal() if program.name not in _FIRST]
+
+
+def _portal() -> list[Program]:
+    """Every process of the portal on this machine."""
+    python = [sys.executable, "-m"]
+    celery = [*python, "celery", "-q", "-A", "llamaproj"]
+    quiet = ["--without-gossip", "--without-mingle", "--without-heartbeat"]
+    node = f"node.{env.NODE_NAME}"
+    common = {
+        "DJANGO_SETTINGS_MODULE": "llamaproj.settings",
+        "PYTHONUNBUFFERED": "1",
+        # Celery advises against running as root in many lines, for each worker; in a container root is common.
+        "PYTHONWARNINGS": "ignore:::celery.platforms",
+    }
+    if not env.LOG_FORMAT and sys.stdout.isatty():
+        # The children write into a pipe, but a person reads it.
+        common["LOG_FORMAT"] = "console"
+    # What nobody waits for yields to what writes answers, and to a model that is being loaded.
+    yielding = ["nice", "-n", "10"]
+    argvs = {
+        "web": [*python, *_server()],
+        "generator": [*python, "llamaproj.cli", "generator"],
+        "worker": [
+            *(*yielding, *celery, "worker", "-P", "threads", "-c", "2", "-Q", "default"),
+            *("-n", f"worker@{env.NODE_NAME}", *quiet),
+        ],
+        "node": [
+            *(*celery, "worker", "-P", "threads", "-c", "4", "-Q", node),
+            *("-n", f"node@{env.NODE_NAME}", *quiet),
+        ],
+        "beat": [*yielding, *celery, "beat", "--pidfile="],
+    }
+    return [Program(name=name, argv=argv, env=common) for name, argv in argvs.items()]
+
+
+def _server() -> list[str]:
+    """The ASGI server, as arguments of `python -m`."""
+    host, port = env.HOST, str(env.PORT)
+    if env.ASGI_SERVER == "daphne":
+        return ["daphne", "-v", "0", "-b", host, "-p", port, "llamaproj.asgi:application"]
+    if env.ASGI_SERVER == "granian":
+        return [
+            "granian",
+            "--interface",
+            "asginl",
+            "--host",
+            host,
+            "--port",
+            port,
+            "llamaproj.asgi:application",
+        ]
+    # Deflating each small frame costs half again as much as sending it; a frame of a page is a message of text.
+    frames = ["--ws-per-message-deflate", "false", "--ws-max-size", str(2 * 1024 * 1024)]
+    options = ["--no-access-log", "--timeout-graceful-shutdown", "2", *frames]
+    return ["uvicorn", *options, "--host", host, "--port", port, "llamaproj.asgi:application"]

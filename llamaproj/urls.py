@@ -1,0 +1,20 @@
+"""Every URL of the portal."""
+
+from django.contrib import admin
+from django.urls import include, path
+
+from accounts.views import by_an_administrator
+from llamaproj import health
+
+urlpatterns = [
+    path("healthz", health.healthz),
+    path("readyz", health.readyz),
+    path("admin/", admin.site.urls),
+    path("accounts/password/reset/", by_an_administrator),
+    path("accounts/email/", by_an_administrator),
+    path("accounts/", include("allauth.account.urls")),
+    path("v1/", include("gateway.urls")),
+    path("models/", include("models_admin.urls")),
+    path("", include("monitoring.urls")),
+    path("", include("chat.urls")),
+]

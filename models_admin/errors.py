@@ -1,0 +1,35 @@
+"""What can go wrong with models.
+
+LlamaProjError
+├── Conflict ── IllegalMove      a state an instance can't go to from where it is
+├── Conflict ── StillRunning     it must be stopped first
+└── Unavailable
+    ├── NotServed                the model has no replica that could answer
+    └── EngineMissing            this machine has no llama-server
+"""
+
+from llamaproj.errors import Conflict, Unavailable
+
+
+class IllegalMove(Conflict):
+    """An instance can't go from its state to that one."""
+
+    code = "illegal_move"
+
+
+class StillRunning(Conflict):
+    """Stop the model first."""
+
+    code = "model_running"
+
+
+class NotServed(Unavailable):
+    """The model is not running."""
+
+    code = "model_not_running"
+
+
+class EngineMissing(Unavailable):
+    """This machine has no llama-server: set LLAMA_SERVER_BIN or install the extra `embedded`."""
+
+    code = "engine_missing"

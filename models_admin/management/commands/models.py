@@ -1,0 +1,112 @@
+"""Models from the command line."""
+
+from argparse import ArgumentParser
+from typing import Any
+
+from django.core.management.base import BaseCommand, CommandError
+from django.utils import timezone
+
+from llamaproj import env
+from llamaproj.errors import LlamaProjError
+from models_admin import actions, catalog, lifecycle, tasks
+from models_admin.models import ModelFile, Node, ServedModel
+from models_admin.states import InstanceState as S
+
+
+class Command(BaseCommand):
+    help = "Find, list, start and stop models."
+
+    def add_arguments(self, parser: ArgumentParser) -> None:
+        """One subcommand a verb."""
+        verbs = parser.add_subparsers(dest="verb", required=True, metavar="VERB")
+        verbs.add_parser("scan", help="read this machine's model folders")
+        verbs.add_parser("list", help="show models and files")
+        for verb in ("start", "stop", "restart"):
+            verbs.add_parser(verb, help=f"{verb} a model").add_argument("slug")
+        verbs.add_parser("install-demo", help="serve the demo model if its file is there")
+        stop_all = verbs.add_parser(
+            "stop-all", help="end a node's llama-servers; what is wanted stays wanted"
+        )
+        stop_all.add_argument("--node", default=env.NODE_NAME)
+        # Also after the verb, as other commands have it.
+        for each in verbs.choices.values():
+            each.add_argument("-v", "--verbosity", type=int, choices=range(4), default=1)
+
+    def handle(self, *args: Any, **options: Any) -> None:
+        """Run the verb; a refusal is one sentence."""
+        try:
+            getattr(self, "do_" + options["verb"].replace("-", "_"))(options)
+        except LlamaProjError as error:
+            raise CommandError(error.message) from error
+
+    def do_scan(self, options: dict[str, Any]) -> None:
+        """Read the folders of this machine."""
+        found = catalog.scan(tasks.this_node())
+        folders = ", ".join(str(folder) for folder in env.MODELS_DIRS)
+        self._say(
+            options, f"{found.good} models, {found.broken} broken, {found.missing} missing in {folders}"
+        )
+        for file in ModelFile.objects.filter(node__name=env.NODE_NAME).exclude(error=""):
+            self._say(options, f"  {file.path}: {file.error}")
+
+    def do_list(self, options: dict[str, Any]) -> None:
+        """A line for each replica, then the files nobody serves."""
+        rows = [("MODEL", "STATE", "SINCE", "NODE", "PORT", "PID", "MEMORY", "FILE")]
+        for served in ServedModel.objects.select_related("file__node").prefetch_related("instances__node"):
+            file = served.file.path.rsplit("/", 1)[-1]
+            replicas = [one for one in served.instances.all() if one.state != S.STOPPED]
+            if not replicas:
+                rows.append((served.slug, "stopped", "", served.file.node.name, "", "", "", file))
+            for one in replicas:
+                since = f"{(timezone.now() - one.state_since).total_seconds():.0f} s"
+                memory = f"{one.memory_bytes / 2**20:.0f} MiB" if one.memory_bytes else ""
+                port, pid = str(one.port or ""), str(one.pid or "")
+                rows.append((served.slug, one.state, since, one.node.name, port, pid, memory, file))
+        widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
+        for row in rows:
+            self.stdout.write(
+                "  ".join(text.ljust(width) for text, width in zip(row, widths, strict=True)).rstrip()
+            )
+        for unserved in ModelFile.objects.filter(served__isnull=True):
+            self.stdout.write(f"not served: {unserved.path}  {unserved.error or unserved.quantization}")
+
+    def do_start(self, options: dict[str, Any]) -> None:
+        """Ask for a replica."""
+        actions.start(self._served(options), by=None)
+        self._say(options, "Asked to start.")
+
+    def do_stop(self, options: dict[str, Any]) -> None:
+        """Ask for none."""
+        actions.stop(self._served(options), by=None)
+        self._say(options, "Asked to stop.")
+
+    def do_restart(self, options: dict[str, Any]) -> None:
+        """Ask for new ones."""
+        actions.restart(self._served(options), by=None)
+        self._say(options, "Asked to start anew.")
+
+    def do_install_demo(self, options: dict[str, Any]) -> None:
+        """Find the file and serve it."""
+        node = tasks.this_node()
+        catalog.scan(node)
+        served = actions.install_demo(node)
+        self._say(
+            options, f"The demo model is {served.slug}." if served else "There is no demo model's file."
+        )
+
+    def do_stop_all(self, options: dict[str, Any]) -> None:
+        """End the processes; runs on that machine."""
+        if not Node.objects.filter(name=options["node"]).exists():
+            return
+        count = lifecycle.stop_all(options["node"])
+        self._say(options, f"{count} ended.")
+
+    def _served(self, options: dict[str, Any]) -> ServedModel:
+        served = ServedModel.objects.filter(slug=options["slug"]).first()
+        if served is None:
+            raise CommandError(f"There is no model {options['slug']!r}; `models list` shows them.")
+        return served
+
+    def _say(self, options: dict[str, Any], text: str) -> None:
+        if options["verbosity"]:
+            self.stdout.write(text)

@@ -1,0 +1,58 @@
+"""Short-lived facts that a node tells the pages: the ends of its instances' logs, and how fast they write.
+
+They live in the cache, so every web process on every machine has them; losing them loses nothing.
+"""
+
+from uuid import UUID
+
+from django.core.cache import cache
+from redis import RedisError
+
+_LOG_S = 3600
+_RATE_S = 15
+
+
+def tell_log(instance_pk: UUID, lines: list[str]) -> bool:
+    """Note the last lines. True if they differ from those noted before."""
+    try:
+        if (cache.get(f"instance-log:{instance_pk}") or []) == lines:
+            return False
+        cache.set(f"instance-log:{instance_pk}", lines, _LOG_S)
+    except RedisError:
+        return False
+    return True
+
+
+def log_of(instance_pk: UUID) -> list[str]:
+    """The last lines noted."""
+    try:
+        lines: list[str] = cache.get(f"instance-log:{instance_pk}") or []
+    except RedisError:
+        return []
+    return lines
+
+
+def tell_written(instance_pk: UUID, tokens: int, at: float) -> bool:
+    """Note that the instance had written `tokens` by `at`. True if its rate has changed by a token a second."""
+    try:
+        before = cache.get(f"instance-written:{instance_pk}")
+        if before and at - before[1] < 1.0:
+            return False
+        cache.set(f"instance-written:{instance_pk}", (tokens, at), _RATE_S)
+        if not before or tokens < before[0]:
+            return False
+        rate: float = (tokens - before[0]) / (at - before[1])
+        shown: float = cache.get(f"instance-rate:{instance_pk}") or 0.0
+        cache.set(f"instance-rate:{instance_pk}", rate, _RATE_S)
+    except RedisError:
+        return False
+    return round(rate) != round(shown)
+
+
+def rate_of(instance_pk: UUID) -> float | None:
+    """Tokens per second lately; None where it isn't known."""
+    try:
+        rate: float | None = cache.get(f"instance-rate:{instance_pk}")
+    except RedisError:
+        return None
+    return rate

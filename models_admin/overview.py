@@ -1,0 +1,129 @@
+"""A served model as pages show it: one state out of its instances', with the figures beside it."""
+
+from dataclasses import dataclass
+from datetime import datetime
+
+from models_admin import catalog, notes
+from models_admin.models import Instance, ServedModel
+from models_admin.states import InstanceState as S
+
+# A model is as well as its best replica.
+_BEST_FIRST = (S.READY, S.STARTING, S.PENDING, S.BACKING_OFF, S.CRASHED, S.DRAINING, S.FAILED)
+WORDS = {
+    S.PENDING: "waiting",
+    S.STARTING: "loading",
+    S.READY: "ready",
+    S.DRAINING: "stopping",
+    S.STOPPED: "stopped",
+    S.CRASHED: "crashed",
+    S.BACKING_OFF: "starting again",
+    S.FAILED: "failed",
+}
+
+
+@dataclass(frozen=True)
+class Replica:
+    """One instance with its figures."""
+
+    instance: Instance
+    rate: float | None
+
+    @property
+    def word(self) -> str:
+        """Its state in a word."""
+        return word_of(self.instance)
+
+
+@dataclass(frozen=True)
+class Overview:
+    """One served model with its figures."""
+
+    served: ServedModel
+    state: S
+    since: datetime | None
+    reason: str
+    replicas: list[Replica]
+    memory_bytes: int | None
+    estimated_bytes: int | None
+
+    @property
+    def word(self) -> str:
+        """The state in a word."""
+        return WORDS[self.state]
+
+    @property
+    def needs_reason(self) -> bool:
+        """True where the state alone doesn't say enough."""
+        return self.state not in {S.READY, S.STOPPED} and bool(self.reason)
+
+    @property
+    def public_reason(self) -> str:
+        """The reason for people who don't manage machines: without paths, addresses and logs."""
+        if self.state == S.FAILED:
+            return "It could not be started. An administrator finds the reason here."
+        return (
+            "It will answer as soon as it is ready."
+            if self.served.desired_replicas
+            else "It is being stopped."
+        )
+
+    @property
+    def can_start(self) -> bool:
+        """True where Start would change something."""
+        return not self.served.desired_replicas or any(
+            one.instance.state == S.FAILED for one in self.replicas
+        )
+
+    @property
+    def can_stop(self) -> bool:
+        """True where Stop would change something."""
+        return self.served.desired_replicas > 0
+
+    @property
+    def tokens_per_second(self) -> float | None:
+        """What all replicas write together; None where nobody has said."""
+        rates = [one.rate for one in self.replicas if one.rate is not None]
+        return sum(rates) if rates else None
+
+    @property
+    def node_bytes(self) -> int:
+        """The memory of the machine."""
+        return self.served.file.node.memory_bytes
+
+    @property
+    def file_name(self) -> str:
+        """The file without its folder."""
+        return self.served.file.path.rsplit("/", 1)[-1]
+
+
+def word_of(instance: Instance) -> str:
+    """An instance's state in a word."""
+    return WORDS[S(instance.state)]
+
+
+def of(served: ServedModel) -> Overview:
+    """Look at the served model; its instances should be prefetched."""
+    current = [one for one in served.instances.all() if one.state != S.STOPPED]
+    best = min(current, key=lambda one: _BEST_FIRST.index(S(one.state)), default=None)
+    if best is not None:
+        state, since, reason = S(best.state), best.state_since, best.reason
+    elif served.desired_replicas:
+        state, since, reason = S.PENDING, None, _why_nothing_happens(served)
+    else:
+        state, since, reason = S.STOPPED, None, ""
+    memory = catalog.memory_of(served)
+    measured = [one.memory_bytes for one in current if one.memory_bytes]
+    return Overview(
+        served=served,
+        state=state,
+        since=since,
+        reason=reason,
+        replicas=[Replica(one, notes.rate_of(one.pk) if one.state == S.READY else None) for one in current],
+        memory_bytes=sum(measured) if measured else None,
+        estimated_bytes=memory.total if memory else None,
+    )
+
+
+def _why_nothing_happens(served: ServedModel) -> str:
+    node = served.file.node
+    return "Waiting for its turn." if node.is_alive else f"The machine {node.name} doesn't answer."

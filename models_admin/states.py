@@ -1,0 +1,32 @@
+"""The states of an instance and the moves between them."""
+
+from django.db import models
+
+
+class InstanceState(models.TextChoices):
+    """Where one llama-server is in its life."""
+
+    PENDING = "pending"
+    STARTING = "starting"
+    READY = "ready"
+    DRAINING = "draining"
+    STOPPED = "stopped"
+    CRASHED = "crashed"
+    BACKING_OFF = "backing_off"
+    FAILED = "failed"
+
+
+S = InstanceState
+
+MOVES: dict[InstanceState, frozenset[InstanceState]] = {
+    S.PENDING: frozenset({S.STARTING, S.CRASHED, S.STOPPED, S.FAILED}),
+    S.STARTING: frozenset({S.READY, S.CRASHED, S.DRAINING, S.STOPPED}),
+    S.READY: frozenset({S.DRAINING, S.CRASHED, S.STOPPED}),
+    S.DRAINING: frozenset({S.STOPPED, S.CRASHED}),
+    S.CRASHED: frozenset({S.BACKING_OFF, S.FAILED, S.STOPPED}),
+    S.BACKING_OFF: frozenset({S.PENDING, S.STOPPED}),
+    S.FAILED: frozenset({S.PENDING, S.STOPPED}),
+    S.STOPPED: frozenset({S.PENDING}),
+}
+
+ALIVE = frozenset({S.STARTING, S.READY, S.DRAINING})

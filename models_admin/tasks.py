@@ -1,0 +1,141 @@
+"""Work on nodes: each has a Celery queue of its own, `node.<name>`. Every task may run twice, late, or never."""
+
+import os
+import threading
+from typing import Any
+
+import psutil
+import structlog
+from celery import shared_task
+from celery.signals import worker_ready, worker_shutting_down
+from django.db import close_old_connections
+from django.utils import timezone
+from django_redis import get_redis_connection
+from kombu.exceptions import OperationalError
+from redis import RedisError
+
+from llamaproj import env
+from models_admin import catalog, events, lifecycle
+from models_admin.models import Node
+
+log = structlog.get_logger(__name__)
+
+_EXPIRES_S = 5.0
+_HEARTBEAT_S = 5.0
+_stopping = threading.Event()
+
+
+@shared_task
+def tick() -> None:
+    """The clock: every living node looks after its instances."""
+    for name in Node.objects.alive().values_list("name", flat=True):
+        wake(name)
+
+
+@shared_task
+def reconcile_node(name: str) -> None:
+    """One pass over the node, and another soon where something is on its way."""
+    _forget_waking(name)
+    again_in = lifecycle.reconcile(name)
+    # One successor at a time, however many passes ask for one.
+    if again_in is not None and _first(f"again:{name}", again_in):
+        _send(reconcile_node, name, countdown=again_in)
+
+
+@shared_task
+def scan_node(name: str) -> None:
+    """Read the node's model folders."""
+    catalog.scan(Node.objects.get(name=name))
+    events.files_changed()
+
+
+def wake(node_name: str) -> None:
+    """Have the node look after its instances at once. Many calls before it does so are one call."""
+    if _first(_waking(node_name), _EXPIRES_S):
+        _send(reconcile_node, node_name)
+
+
+def _first(key: str, seconds: float) -> bool:
+    """True for the first who asks within so many seconds; False without Valkey: the tick comes when it is back."""
+    try:
+        return bool(
+            get_redis_connection().set(f"llamaproj:{key}", 1, nx=True, px=max(1, round(seconds * 1000)))
+        )
+    except RedisError as error:
+        log.warning("a node could not be woken", key=key, error=str(error))
+        return False
+
+
+def ask_scan(node_name: str) -> None:
+    """Have the node read its model folders."""
+    _send(scan_node, node_name)
+
+
+def this_node() -> Node:
+    """This machine in the catalog. Only its worker's `register` says that it is alive."""
+    facts = {"cpu_count": os.cpu_count() or 0, "memory_bytes": psutil.virtual_memory().total}
+    node, _ = Node.objects.update_or_create(name=env.NODE_NAME, defaults=facts)
+    return node
+
+
+def register() -> Node:
+    """Say that this machine's worker is alive."""
+    node = this_node()
+    node.last_seen = timezone.now()
+    node.save(update_fields=["last_seen"])
+    return node
+
+
+@worker_ready.connect
+def _on_ready(sender: Any, **_: object) -> None:
+    """A node's worker announces itself, looks around once and goes on announcing."""
+    if sender.hostname == f"node@{env.NODE_NAME}":
+        threading.Thread(target=_announce, name="heartbeat", daemon=True).start()
+
+
+@worker_shutting_down.connect
+def _on_shutting_down(**_: object) -> None:
+    _stopping.set()
+
+
+def _announce() -> None:
+    """Register every few seconds until the worker stops, whatever happens to the database meanwhile."""
+    first = True
+    while True:
+        try:
+            node = register()
+            if first:
+                catalog.scan(node)
+                lifecycle.tidy()
+                wake(node.name)
+                first = False
+        except Exception:  # the thread's outermost loop: a node that falls silent would be given up
+            log.exception("the node could not announce itself")
+        finally:
+            close_old_connections()
+        if _stopping.wait(_HEARTBEAT_S):
+            return
+
+
+def _send(task: Any, node_name: str, countdown: float | None = None) -> None:
+    try:
+        task.apply_async(
+            args=[node_name],
+            queue=f"node.{node_name}",
+            countdown=countdown,
+            expires=_EXPIRES_S + (countdown or 0),
+            retry=False,
+        )
+    except (OperationalError, RedisError, OSError) as error:
+        log.warning("a task could not be sent", task=task.name, node=node_name, error=str(error))
+
+
+def _forget_waking(node_name: str) -> None:
+    try:
+        get_redis_connection().delete(f"llamaproj:{_waking(node_name)}")
+    except RedisError:
+        return
+
+
+def _waking(node_name: str) -> str:
+    return f"waking:{node_name}"

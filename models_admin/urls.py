@@ -1,0 +1,17 @@
+"""URLs of models."""
+
+from django.urls import path
+
+from models_admin import views
+
+urlpatterns = [
+    path("", views.index, name="models"),
+    path("scan/", views.scan, name="models-scan"),
+    path("add/<int:pk>/", views.add, name="model-add"),
+    path("<slug:slug>/", views.detail, name="model"),
+    path("<slug:slug>/start/", views.start, name="model-start"),
+    path("<slug:slug>/stop/", views.stop, name="model-stop"),
+    path("<slug:slug>/restart/", views.restart, name="model-restart"),
+    path("<slug:slug>/edit/", views.edit, name="model-edit"),
+    path("<slug:slug>/remove/", views.remove, name="model-remove"),
+]

@@ -1,0 +1,70 @@
+// The models pages: questions before something ends, durations that go on, a log that follows its end.
+
+const UNITS = [[86_400, "d"], [3600, "h"], [60, "min"], [1, "s"]];
+const EVERY_MS = 1000;
+const AT_END_PX = 24;
+
+// Questions: htmx asks before a request, plain forms before they are sent
+
+const dialog = document.getElementById("confirm");
+
+function ask(question) {
+  return new Promise((resolve) => {
+    dialog.querySelector("#confirm-words").textContent = question;
+    dialog.querySelector("#confirm-yes").textContent = question.split(" ", 1)[0];
+    dialog.returnValue = "no";
+    dialog.addEventListener("close", () => resolve(dialog.returnValue === "yes"), { once: true });
+    dialog.showModal();
+  });
+}
+
+document.addEventListener("htmx:confirm", (event) => {
+  const { ctx, issueRequest, dropRequest } = event.detail;
+  event.preventDefault();
+  ask(ctx.confirm).then((yes) => (yes ? issueRequest() : dropRequest()));
+});
+
+document.addEventListener("submit", (event) => {
+  const form = event.target;
+  if (!form.dataset.confirm) return;
+  event.preventDefault();
+  ask(form.dataset.confirm).then((yes) => yes && form.submit());
+});
+
+// Durations
+
+function age(since) {
+  const seconds = Math.max(0, Math.floor((Date.now() - Date.parse(since)) / 1000));
+  const [size, unit] = UNITS.find(([size]) => seconds >= size) ?? UNITS.at(-1);
+  return `${Math.floor(seconds / size)} ${unit}`;
+}
+
+setInterval(() => {
+  for (const time of document.querySelectorAll("time[data-since]")) {
+    const words = age(time.dataset.since) + ("ago" in time.dataset ? " ago" : "");
+    if (time.textContent !== words) time.textContent = words;
+  }
+}, EVERY_MS);
+
+// The log stays at its end while the reader is there
+
+let atEnd = true;
+const log = () => document.querySelector("[data-follow]");
+
+function follow() {
+  const shown = log();
+  if (shown && atEnd) shown.scrollTop = shown.scrollHeight;
+}
+
+document.addEventListener(
+  "scroll",
+  (event) => {
+    if (event.target === log()) {
+      const { scrollTop, scrollHeight, clientHeight } = event.target;
+      atEnd = scrollHeight - scrollTop - clientHeight < AT_END_PX;
+    }
+  },
+  true,
+);
+document.addEventListener("htmx:after:ws:message", follow);
+follow();

@@ -1,0 +1,257 @@
+"""The generator against a server that can be told to break: what was written stays, whatever dies."""
+
+import asyncio
+from collections.abc import AsyncIterator
+from datetime import timedelta
+
+import pytest
+from channels.db import database_sync_to_async
+from django.conf import settings
+from django.utils import timezone
+from redis.asyncio import Redis
+
+from accounts.models import User
+from chat import actions, leases
+from chat.generator import Generator
+from chat.models import Conversation, Generation, Message
+from chat.states import MessageStatus
+from gateway.models import UsageRecord
+from gateway.upstream import close_session
+from models_admin.models import ServedModel
+from tests.fake_engine import FakeEngine, Script
+from tests.serving import add_replica, serve
+
+pytestmark = pytest.mark.django_db(transaction=True)
+
+in_db = database_sync_to_async
+
+
+def text_of(tokens: int) -> str:
+    return "".join(Script(tokens=tokens).pieces())
+
+
+@pytest.fixture
+async def engine() -> AsyncIterator[FakeEngine]:
+    async with FakeEngine() as engine:
+        yield engine
+        await close_session()
+
+
+@pytest.fixture
+async def conversation(engine: FakeEngine) -> Conversation:
+    def make() -> Conversation:
+        served = serve(engine.base_url, engine.api_key)
+        owner = User.objects.create_user("ada", password="a long password")
+        return actions.begin(owner=owner, text="Tell me", served=served)
+
+    return await in_db(make)()
+
+
+@pytest.fixture
+async def redis() -> AsyncIterator[Redis]:
+    client = Redis.from_url(settings.REDIS_URL)
+    yield client
+    await client.aclose()
+
+
+class Running:
+    """A generator at work, which the test may end in an orderly way or not."""
+
+    def __init__(self, redis: Redis) -> None:
+        self.generator = Generator(redis)
+        self.stopping = asyncio.Event()
+        self.task = asyncio.create_task(self.generator.run(self.stopping))
+
+    async def stop(self) -> None:
+        self.stopping.set()
+        await self.task
+
+    async def kill(self) -> None:
+        """What kill -9 leaves behind: leases not given back, nothing finished."""
+        for task in self.generator._tasks.values():
+            task.cancel()
+        self.generator._tasks.clear()
+        self.generator._open.clear()
+        self.task.cancel()
+        await asyncio.gather(self.task, return_exceptions=True)
+
+
+@pytest.fixture
+async def running(redis: Redis) -> AsyncIterator[Running]:
+    running = Running(redis)
+    yield running
+    await running.stop()
+
+
+async def answer_of(conversation: Conversation) -> Message:
+    return await in_db(lambda: conversation.messages.get(number=2))()
+
+
+async def ended(conversation: Conversation) -> Message:
+    async with asyncio.timeout(20):
+        while not (answer := await answer_of(conversation)).is_final:
+            await asyncio.sleep(0.02)
+    return answer
+
+
+async def test_an_answer_is_written_kept_and_recorded(engine, conversation, running):
+    engine.scripts = [Script(tokens=40)]
+
+    answer = await ended(conversation)
+
+    assert (answer.status, answer.text) == (MessageStatus.DONE, text_of(40))
+    assert (answer.completion_tokens, answer.model_slug) == (40, "fake")
+    assert answer.timings["total_ms"] > 0
+    record = await UsageRecord.objects.aget()
+    assert (record.finish, record.completion_tokens, record.door) == ("stop", 40, "chat")
+
+
+async def test_a_replica_that_dies_in_mid_answer_is_continued_from(engine, conversation, running):
+    engine.scripts = [Script(tokens=60, cut_after=20), Script(tokens=60, cut_after=7), Script(tokens=60)]
+
+    answer = await ended(conversation)
+
+    assert (answer.status, answer.text) == (MessageStatus.DONE, text_of(60))
+    assert engine.requests[1]["messages"][-1] == {"role": "assistant", "content": text_of(20)}
+
+
+async def test_another_replica_takes_over(engine, conversation, running):
+    async with FakeEngine() as second:
+        served = await in_db(lambda: conversation.served)()
+        await in_db(add_replica)(served, second.base_url, second.api_key)
+        engine.scripts = [Script(tokens=30, cut_after=10)]
+        second.scripts = [Script(tokens=30)]
+
+        answer = await ended(conversation)
+
+    assert answer.status == MessageStatus.DONE
+    assert answer.text == text_of(30) or engine.requests == []
+
+
+async def test_a_server_that_always_breaks_ends_in_words_and_keeps_the_text(engine, conversation, running):
+    engine.scripts = [Script(tokens=60, cut_after=20), *[Script(drop=True)] * 60]
+
+    answer = await ended(conversation)
+
+    assert (answer.status, answer.text) == (MessageStatus.FAILED, text_of(20))
+    assert "can't be reached" in answer.error
+
+
+async def test_a_text_too_long_is_explained_and_the_question_kept(engine, conversation, running):
+    engine.context_tokens = 0
+
+    answer = await ended(conversation)
+
+    assert answer.status == MessageStatus.FAILED
+    assert "tokens long" in answer.error or "longer than" in answer.error
+    question = await in_db(lambda: conversation.messages.get(number=1))()
+    assert question.text == "Tell me"
+
+
+async def test_stop_frees_the_slot_and_keeps_the_text(engine, conversation, running):
+    engine.scripts = [Script(tokens=10_000, interval_ms=5)]
+    while not engine.busy_slots or not running.generator._open:
+        await asyncio.sleep(0.01)
+    await asyncio.sleep(0.2)
+
+    await in_db(actions.stop)(await answer_of(conversation))
+
+    async with asyncio.timeout(1):
+        while engine.busy_slots:
+            await asyncio.sleep(0.01)
+    answer = await ended(conversation)
+    assert answer.status == MessageStatus.STOPPED
+    assert answer.text
+    assert text_of(10_000).startswith(answer.text)
+
+
+async def test_an_answer_nobody_has_begun_is_stopped_at_once(engine, conversation):
+    await in_db(actions.stop)(await answer_of(conversation))
+
+    assert (await answer_of(conversation)).status == MessageStatus.STOPPED
+
+
+async def test_an_orderly_end_hands_the_answer_to_the_next_generator(engine, conversation, redis):
+    engine.scripts = [Script(tokens=100, interval_ms=10), Script(tokens=100)]
+    first = Running(redis)
+    while len(engine.requests) < 1 or not first.generator._open:
+        await asyncio.sleep(0.01)
+    await asyncio.sleep(0.3)
+    await first.stop()
+    partial = await answer_of(conversation)
+    assert partial.text
+    assert not partial.is_final
+
+    second = Running(redis)
+    answer = await ended(conversation)
+    await second.stop()
+
+    assert (answer.status, answer.text) == (MessageStatus.DONE, text_of(100))
+
+
+async def test_a_killed_generator_is_continued_by_another_with_nothing_lost(
+    engine, conversation, redis, monkeypatch
+):
+    monkeypatch.setattr(leases, "LEASE_S", 1.0)
+    engine.scripts = [Script(tokens=200, interval_ms=10), Script(tokens=200)]
+    first = Running(redis)
+    while not (stream := await redis.xlen(f"gen:{(await Generation.objects.aget()).pk}")) or stream < 5:
+        await asyncio.sleep(0.02)
+    await first.kill()
+
+    second = Running(redis)
+    answer = await ended(conversation)
+    await second.stop()
+
+    assert (answer.status, answer.text) == (MessageStatus.DONE, text_of(200))
+    assert (await Generation.objects.aget()).attempts == 2
+
+
+async def test_only_one_of_two_generators_gets_an_answer(conversation):
+    claims = await asyncio.gather(
+        *(in_db(leases.claim)(owner, 10) for owner in (Generator(None).owner, Generator(None).owner))
+    )
+
+    assert sorted(len(claim) for claim in claims) == [0, 1]
+
+
+async def test_a_generator_whose_lease_was_taken_over_writes_nothing_more(conversation):
+    old, new = Generator(None).owner, Generator(None).owner
+    (generation,) = await in_db(leases.claim)(old, 1)
+    await Generation.objects.aupdate(lease_owner=new)
+
+    await in_db(leases.checkpoint)(old, {generation: ("stale", MessageStatus.WRITING)})
+    unknown = {"error": "", "model_slug": "", "prompt_tokens": None, "completion_tokens": None, "timings": {}}
+    finished = await in_db(leases.finish)(old, generation, MessageStatus.DONE, text="stale", **unknown)
+
+    assert finished is False
+    assert (await answer_of(conversation)).text == ""
+
+
+async def test_an_answer_ends_where_the_model_may_write_no_longer(engine, conversation, redis):
+    await ServedModel.objects.aupdate(answer_tokens=30)
+    engine.scripts = [Script(tokens=100, cut_after=10), Script(tokens=100)]
+    running = Running(redis)
+
+    answer = await ended(conversation)
+    await running.stop()
+
+    assert (answer.status, answer.text) == (MessageStatus.DONE, text_of(30))
+    assert "longest answer" in answer.error
+
+
+async def test_garbage_from_a_replica_is_a_lost_replica(engine, conversation, running):
+    engine.scripts = [Script(tokens=40, garbage_after=12), Script(tokens=40)]
+
+    answer = await ended(conversation)
+
+    assert (answer.status, answer.text) == (MessageStatus.DONE, text_of(40))
+
+
+async def test_a_generator_does_not_claim_what_it_still_writes(conversation):
+    owner = Generator(None).owner
+    (generation,) = await in_db(leases.claim)(owner, 5)
+    await Generation.objects.aupdate(lease_until=timezone.now() - timedelta(seconds=1))
+
+    assert await in_db(leases.claim)(owner, 5, besides=[generation]) == []
+    assert await in_db(leases.claim)(owner, 5) == [generation]

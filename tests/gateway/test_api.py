@@ -1,0 +1,263 @@
+"""The OpenAI-compatible door: what programs get, and what they are refused."""
+
+import asyncio
+import json
+from collections.abc import AsyncIterator
+
+import pytest
+from asgiref.testing import ApplicationCommunicator
+from channels.db import database_sync_to_async
+from django.core.asgi import get_asgi_application
+from django.test import AsyncClient
+
+from accounts import actions
+from accounts.models import Team, User
+from gateway.models import UsageRecord
+from gateway.upstream import close_session
+from models_admin.models import Instance, ServedModel
+from models_admin.states import InstanceState
+from tests.fake_engine import FakeEngine, Script
+from tests.serving import add_replica, serve
+
+pytestmark = pytest.mark.django_db(transaction=True)
+
+in_db = database_sync_to_async
+CHAT = "/v1/chat/completions"
+
+
+@pytest.fixture
+async def engine() -> AsyncIterator[FakeEngine]:
+    async with FakeEngine() as engine:
+        yield engine
+        await close_session()
+
+
+@pytest.fixture
+async def served(engine: FakeEngine) -> ServedModel:
+    return await in_db(serve)(engine.base_url, engine.api_key)
+
+
+@pytest.fixture
+async def user() -> User:
+    return await in_db(User.objects.create_user)("ada")
+
+
+class Api:
+    """A program with a key."""
+
+    def __init__(self, key: str) -> None:
+        self.client = AsyncClient()
+        self.headers = {"authorization": f"Bearer {key}"}
+
+    async def get(self, path: str):
+        return await self.client.get(path, headers=self.headers)
+
+    async def post(self, body: object, path: str = CHAT):
+        return await self.send(json.dumps(body), path)
+
+    async def send(self, data: str | bytes, path: str = CHAT):
+        return await self.client.post(path, data, content_type="application/json", headers=self.headers)
+
+
+@pytest.fixture
+async def api(user: User) -> Api:
+    _, key = await in_db(actions.create_api_key)(user=user, name="test", by=None)
+    return Api(key)
+
+
+def ask(**more: object) -> dict[str, object]:
+    return {"model": "fake", "messages": [{"role": "user", "content": "hi"}], **more}
+
+
+async def events(response) -> list[str]:
+    data = b"".join([part async for part in response.streaming_content])
+    return [line[6:].decode() for line in data.split(b"\n") if line.startswith(b"data: ")]
+
+
+async def test_an_answer_as_a_whole(engine, served, api):
+    engine.scripts = [Script(text="Good morning.")]
+
+    response = await api.post(ask())
+
+    assert response.status_code == 200
+    assert response.json()["choices"][0]["message"]["content"] == "Good morning."
+    record = await UsageRecord.objects.aget()
+    assert (record.status, record.finish, record.door, record.completion_tokens) == (200, "stop", "api", 4)
+
+
+async def test_an_answer_as_a_stream(engine, served, api):
+    engine.scripts = [Script(tokens=5)]
+
+    response = await api.post(ask(stream=True))
+    chunks = await events(response)
+
+    assert response["content-type"] == "text/event-stream"
+    assert response["x-llamaproj-instance"]
+    assert chunks[-1] == "[DONE]"
+    text = "".join(json.loads(one)["choices"][0]["delta"].get("content") or "" for one in chunks[:-1])
+    assert text == "w0 w1 w2 w3 w4 "
+    record = await UsageRecord.objects.aget()
+    assert (record.finish, record.completion_tokens) == ("stop", 5)
+    assert record.first_token_ms is not None
+
+
+async def test_a_replica_that_fails_before_the_first_token_is_replaced_unseen(engine, served, api):
+    async with FakeEngine() as second:
+        await in_db(add_replica)(served, second.base_url, second.api_key)
+        engine.scripts = [Script(drop=True)]
+        second.scripts = [Script(drop=True)]
+
+        response = await api.post(ask(stream=True))
+
+        assert (await events(response))[-1] == "[DONE]"
+
+
+async def test_an_error_in_mid_stream_is_an_error_object_and_the_end(engine, served, api):
+    engine.scripts = [Script(tokens=50, cut_after=10)]
+
+    chunks = await events(await api.post(ask(stream=True)))
+
+    assert json.loads(chunks[-1])["error"]["code"] == "upstream_lost"
+    assert (await UsageRecord.objects.aget()).finish == "error"
+
+
+async def test_a_client_that_goes_away_frees_the_slot(engine, served, api):
+    engine.scripts = [Script(tokens=10_000, interval_ms=5)]
+    scope = {
+        "type": "http",
+        "method": "POST",
+        "path": CHAT,
+        "query_string": b"",
+        "headers": [
+            (b"host", b"localhost"),
+            (b"content-type", b"application/json"),
+            *((name.encode(), value.encode()) for name, value in api.headers.items()),
+        ],
+    }
+    connection = ApplicationCommunicator(get_asgi_application(), scope)
+    await connection.send_input({"type": "http.request", "body": json.dumps(ask(stream=True)).encode()})
+    assert (await connection.receive_output(5))["status"] == 200
+    await connection.receive_output(5)
+    assert engine.busy_slots == 1
+
+    await connection.send_input({"type": "http.disconnect"})
+
+    async with asyncio.timeout(1):
+        while engine.busy_slots:
+            await asyncio.sleep(0.01)
+    await connection.wait(5)
+    assert (await UsageRecord.objects.aget()).finish == "cancelled"
+
+
+async def test_a_prompt_too_long_says_how_long_it_may_be(engine, served, api):
+    engine.context_tokens = 1
+
+    response = await api.post({"model": "fake", "messages": [{"role": "user", "content": "a b c"}]})
+
+    assert response.status_code == 400
+    error = response.json()["error"]
+    assert error["code"] == "context_length_exceeded"
+    assert "at most 1" in error["message"]
+
+
+@pytest.mark.parametrize(
+    ("body", "param"),
+    [
+        ([], None),
+        ({}, "model"),
+        ({"model": 3}, "model"),
+        ({"model": "fake"}, "messages"),
+        ({"model": "fake", "messages": []}, "messages"),
+        ({"model": "fake", "messages": [3]}, "messages[0]"),
+        ({"model": "fake", "messages": [{"content": "x"}]}, "messages[0]"),
+        ({"model": "fake", "messages": [{"role": "user", "content": "x"}], "stream": "yes"}, "stream"),
+    ],
+)
+async def test_a_bad_body_is_refused_in_words(engine, served, api, body, param):
+    response = await api.post(body)
+
+    assert response.status_code == 400
+    error = response.json()["error"]
+    assert error["type"] == "invalid_request_error"
+    assert error["param"] == param
+    assert engine.requests == []
+
+
+async def test_garbage_is_refused_in_words(served, api):
+    for data in (b"", b"{", b"\xff", b"[" * 5000):
+        response = await api.send(data)
+        assert response.status_code == 400
+        assert response.json()["error"]["message"]
+
+
+async def test_no_key_a_wrong_key_and_a_revoked_key_get_nothing(served, user):
+    row, key = await in_db(actions.create_api_key)(user=user, name="old", by=None)
+    await in_db(actions.revoke_api_key)(row, by=None)
+    for program in (Api(""), Api("sk-wrong"), Api(key)):
+        for path in ("/v1/models", "/v1/models/fake"):
+            response = await program.get(path)
+            assert response.status_code == 401
+            assert response.json()["error"]["type"] == "authentication_error"
+        assert (await program.send("{}")).status_code == 401
+
+
+async def test_a_model_of_another_team_looks_unknown(served, api):
+    team = await in_db(Team.objects.create)(name="others")
+    await in_db(served.teams.add)(team)
+
+    assert (await api.get("/v1/models")).json()["data"] == []
+    assert (await api.get("/v1/models/fake")).status_code == 404
+    response = await api.post(ask())
+    assert response.status_code == 404
+    assert response.json()["error"]["code"] == "model_not_found"
+
+
+async def test_a_model_that_is_stopped_says_so(engine, served, api):
+    await Instance.objects.aupdate(state=InstanceState.STOPPED, port=None)
+    await ServedModel.objects.aupdate(desired_replicas=0)
+
+    response = await api.post(ask())
+
+    assert response.status_code == 503
+    assert response.json()["error"]["code"] == "model_not_running"
+
+
+async def test_the_models_one_may_use_are_listed(served, api):
+    listed = (await api.get("/v1/models")).json()
+
+    assert [one["id"] for one in listed["data"]] == ["fake"]
+    assert (await api.get("/v1/models/fake")).json()["id"] == "fake"
+
+
+async def test_unknown_endpoints_and_methods_are_openai_errors(served, api):
+    assert (await api.get("/v1/nothing")).json()["error"]["code"] == "not_found"
+    response = await api.get(CHAT)
+    assert response.status_code == 405
+    assert response.json()["error"]["code"] == "method_not_allowed"
+
+
+async def test_a_client_cannot_choose_a_slot(engine, served, api):
+    await api.post(ask(id_slot=2))
+
+    assert "id_slot" not in engine.requests[0]
+
+
+async def test_what_nobody_foresaw_is_told_in_one_neutral_sentence(engine, served, api, monkeypatch):
+    async def broken(*args: object, **kwargs: object) -> None:
+        raise ZeroDivisionError("secret detail")
+
+    monkeypatch.setattr("gateway.routing.pick", broken)
+
+    response = await api.post(ask())
+
+    assert response.status_code == 500
+    error = response.json()["error"]
+    assert error["type"] == "server_error"
+    assert "secret detail" not in error["message"]
+
+
+async def test_a_body_too_large_is_refused(served, api):
+    response = await api.send(b" " * (17 * 1024 * 1024))
+
+    assert response.status_code == 413
+    assert response.json()["error"]["code"] == "body_too_large"
