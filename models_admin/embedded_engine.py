@@ -8,6 +8,8 @@ engine holds Python's lock while it loads, so a handler written in Python would 
 needs tidying.
 """
 
+from __future__ import annotations
+
 import argparse
 import os
 import signal
@@ -15,33 +17,21 @@ import sys
 import threading
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, NoReturn, TypeAlias
+from typing import TYPE_CHECKING, Any, NoReturn, TypeAlias
 
-import xllamacpp
+# The engine itself is loaded only where it runs: others ask this module which flags it takes.
+if TYPE_CHECKING:
+    import xllamacpp
 
-Params: TypeAlias = xllamacpp.CommonParams
+    Params: TypeAlias = xllamacpp.CommonParams
 
 _CACHE_TYPES = ("f32", "f16", "bf16", "q8_0", "q4_0", "q4_1", "iq4_nl", "q5_0", "q5_1")
 _AUTO_SLOTS = 4
 _GPU_LAYERS = {"auto": -1, "all": -2}
-_FLASH_ATTENTION = {
-    "on": xllamacpp.llama_flash_attn_type.LLAMA_FLASH_ATTN_TYPE_ENABLED,
-    "off": xllamacpp.llama_flash_attn_type.LLAMA_FLASH_ATTN_TYPE_DISABLED,
-    "auto": xllamacpp.llama_flash_attn_type.LLAMA_FLASH_ATTN_TYPE_AUTO,
-}
-_POOLING = {
-    name: xllamacpp.llama_pooling_type[f"LLAMA_POOLING_TYPE_{name.upper()}"]
-    for name in ("none", "mean", "cls", "last", "rank")
-}
-_SPLIT_MODES = {
-    name: xllamacpp.llama_split_mode[f"LLAMA_SPLIT_MODE_{name.upper()}"] for name in ("none", "layer", "row")
-}
-_REASONING = {
-    "none": xllamacpp.common_reasoning_format.COMMON_REASONING_FORMAT_NONE,
-    "auto": xllamacpp.common_reasoning_format.COMMON_REASONING_FORMAT_AUTO,
-    "deepseek": xllamacpp.common_reasoning_format.COMMON_REASONING_FORMAT_DEEPSEEK,
-    "deepseek-legacy": xllamacpp.common_reasoning_format.COMMON_REASONING_FORMAT_DEEPSEEK_LEGACY,
-}
+_FLASH_ATTENTION = {"on": "ENABLED", "off": "DISABLED", "auto": "AUTO"}
+_POOLING = ("none", "mean", "cls", "last", "rank")
+_SPLIT_MODES = ("none", "layer", "row")
+_REASONING = {"none": "NONE", "auto": "AUTO", "deepseek": "DEEPSEEK", "deepseek-legacy": "DEEPSEEK_LEGACY"}
 
 
 class _Parser(argparse.ArgumentParser):
@@ -51,12 +41,23 @@ class _Parser(argparse.ArgumentParser):
         self.exit(2, f"error: {message}\n")
 
 
+class _Version(argparse.Action):
+    def __call__(self, parser: argparse.ArgumentParser, *_: object) -> NoReturn:
+        sys.stdout.write(f"{version()}\n")
+        parser.exit(0)
+
+
+def flags() -> frozenset[str]:
+    """Every flag this engine takes."""
+    return frozenset(parser()._option_string_actions)
+
+
 def parser() -> argparse.ArgumentParser:
     """The flags of llama-server that this engine honours; one not given leaves the engine's default."""
     made = _Parser("llama-server (embedded)", allow_abbrev=False, argument_default=argparse.SUPPRESS)
     add = made.add_argument
 
-    add("--version", action="version", version=version(), help="print the build and exit")
+    add("--version", action=_Version, nargs=0, help="print the build and exit")
     add("-m", "--model", type=_file, required=True, metavar="FILE")
     add("-a", "--alias", metavar="NAME[,NAME]")
     add("-mm", "--mmproj", type=_file, metavar="FILE")
@@ -132,8 +133,10 @@ def parser() -> argparse.ArgumentParser:
 
 def params_from(argv: Sequence[str], *, environment_key: str = "") -> Params:
     """The engine's parameters for llama-server's `argv`; exits with status 2 and a sentence where it is wrong."""
+    import xllamacpp
+
     given = vars(parser().parse_args(argv))
-    params = Params()
+    params = xllamacpp.CommonParams()
     params.n_parallel, params.kv_unified = _AUTO_SLOTS, True
     params.port = 8080
     if environment_key:
@@ -147,6 +150,8 @@ def params_from(argv: Sequence[str], *, environment_key: str = "") -> Params:
 
 def version() -> str:
     """What this engine is, in one line."""
+    import xllamacpp
+
     build = xllamacpp.BUILD_INFO
     return f"version: {xllamacpp.__version__} (xllamacpp, {build['compiler']}, {build['build_target']})"
 
@@ -155,6 +160,8 @@ def main() -> int:
     """Serve until a signal ends the process."""
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
     signal.signal(signal.SIGINT, signal.SIG_DFL)
+    import xllamacpp
+
     params = params_from(sys.argv[1:], environment_key=os.environ.get("LLAMA_API_KEY", ""))
     try:
         server = xllamacpp.Server(params)
@@ -201,7 +208,7 @@ def _gpu_layers(text: str) -> int:
 
 # Setting parameters -----------------------------------------------------------------------------------------
 
-Setter = Callable[[Params, Any], None]
+Setter: TypeAlias = "Callable[[Params, Any], None]"
 
 
 def _plain(attribute: str) -> Setter:
@@ -218,15 +225,23 @@ def _sampling(attribute: str) -> Setter:
     return set_
 
 
-def _looked_up(attribute: str, table: dict[str, Any]) -> Setter:
-    def set_(params: Params, value: str) -> None:
-        setattr(params, attribute, table[value])
+def _constant(attribute: str, kind: str, prefix: str, names: dict[str, str] | None = None) -> Setter:
+    """One of the engine's enumerations, by llama-server's word for it."""
+
+    def set_(params: Params, word: str) -> None:
+        import xllamacpp
+
+        setattr(
+            params, attribute, getattr(xllamacpp, kind)[f"{prefix}_{names[word] if names else word.upper()}"]
+        )
 
     return set_
 
 
 def _cache_type(attribute: str) -> Setter:
     def set_(params: Params, value: str) -> None:
+        import xllamacpp
+
         names = {kind.name.removeprefix("GGML_TYPE_").lower(): kind for kind in xllamacpp.ggml_type}
         setattr(params, attribute, names[value])
 
@@ -273,6 +288,8 @@ def _threads_batch(params: Params, count: int) -> None:
 
 def _load_mode(mode: str) -> Setter:
     def set_(params: Params, value: bool) -> None:
+        import xllamacpp
+
         params.load_mode = xllamacpp.llama_load_mode[f"LLAMA_LOAD_MODE_{mode}"]
 
     return set_
@@ -280,7 +297,7 @@ def _load_mode(mode: str) -> Setter:
 
 def _reranking(params: Params, value: bool) -> None:
     params.embedding = True
-    params.pooling_type = _POOLING["rank"]
+    _SETTERS["pooling"](params, "rank")
 
 
 def _chat_template_file(params: Params, path: str) -> None:
@@ -329,8 +346,10 @@ _SETTERS: dict[str, Setter] = {
     "threads_batch": _threads_batch,
     "gpu_layers": _plain("n_gpu_layers"),
     "main_gpu": _plain("main_gpu"),
-    "split_mode": _looked_up("split_mode", _SPLIT_MODES),
-    "flash_attn": _looked_up("flash_attn_type", _FLASH_ATTENTION),
+    "split_mode": _constant("split_mode", "llama_split_mode", "LLAMA_SPLIT_MODE"),
+    "flash_attn": _constant(
+        "flash_attn_type", "llama_flash_attn_type", "LLAMA_FLASH_ATTN_TYPE", _FLASH_ATTENTION
+    ),
     "cache_type_k": _cache_type("cache_type_k"),
     "cache_type_v": _cache_type("cache_type_v"),
     "no_kv_offload": _plain("no_kv_offload"),
@@ -339,11 +358,13 @@ _SETTERS: dict[str, Setter] = {
     "warmup": _plain("warmup"),
     "embeddings": _plain("embedding"),
     "reranking": _reranking,
-    "pooling": _looked_up("pooling_type", _POOLING),
+    "pooling": _constant("pooling_type", "llama_pooling_type", "LLAMA_POOLING_TYPE"),
     "jinja": _plain("use_jinja"),
     "chat_template": _plain("chat_template"),
     "chat_template_file": _chat_template_file,
-    "reasoning_format": _looked_up("reasoning_format", _REASONING),
+    "reasoning_format": _constant(
+        "reasoning_format", "common_reasoning_format", "COMMON_REASONING_FORMAT", _REASONING
+    ),
     "seed": _seed,
     "temp": _sampling("temp"),
     "top_k": _sampling("top_k"),

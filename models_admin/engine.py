@@ -10,6 +10,7 @@ from functools import lru_cache
 from pathlib import Path
 
 from llamaproj import env
+from models_admin import embedded_engine, process
 from models_admin.errors import EngineMissing
 
 _HELP_TIMEOUT_S = 20
@@ -55,31 +56,33 @@ def _outside(path: str) -> Engine:
 @lru_cache(maxsize=1)
 def _embedded() -> Engine:
     command = (sys.executable, "-m", "models_admin.embedded_engine")
-    return Engine(command, "embedded", _asked(command))
+    return Engine(command, "embedded", embedded_engine.flags())
 
 
 @lru_cache(maxsize=8)
 def _flags_of(path: str, mtime_ns: int, size: int) -> frozenset[str]:
     """Asked once for each build: the path, its time and its size name it."""
-    flags = _asked((path,))
+    flags = _asked(path)
     if missing := _NEEDED - flags:
         raise EngineMissing(f"{path} isn't a llama-server: its --help doesn't name {min(missing)}.")
     return flags
 
 
-def _asked(command: tuple[str, ...]) -> frozenset[str]:
+def _asked(path: str) -> frozenset[str]:
     try:
         done = subprocess.run(
-            [*command, "--help"],
+            [path, "--help"],
             cwd=env.BASE_DIR,
-            env=env.outside_environment(),
+            # Marked, so that stopping the portal ends it should the worker that asks be killed meanwhile.
+            env=env.outside_environment() | process.mark_of_all(),
+            start_new_session=True,
             stdin=subprocess.DEVNULL,
             capture_output=True,
             timeout=_HELP_TIMEOUT_S,
             check=False,
         )
     except OSError as error:
-        raise EngineMissing(f"{command[0]} can't be run: {error.strerror or error}.") from None
+        raise EngineMissing(f"{path} can't be run: {error.strerror or error}.") from None
     except subprocess.TimeoutExpired:
-        raise EngineMissing(f"{command[0]} doesn't answer to --help.") from None
+        raise EngineMissing(f"{path} doesn't answer to --help.") from None
     return frozenset(_FLAG.findall((done.stdout + done.stderr).decode("utf-8", errors="replace")))

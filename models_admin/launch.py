@@ -12,7 +12,7 @@ from pathlib import Path
 
 from llamaproj import env
 from llamaproj.errors import InvalidInput
-from models_admin import instance_log
+from models_admin import instance_log, process
 from models_admin.engine import Engine
 
 # Below the ports that systems hand out to outgoing connections.
@@ -150,7 +150,7 @@ def spawn(spec: LaunchSpec, engine: Engine, *, instance_id: str, api_key: str) -
         return subprocess.Popen(
             argv,
             cwd=env.BASE_DIR,
-            env=env.outside_environment() | mark(instance_id) | {"LLAMA_API_KEY": api_key},
+            env=env.outside_environment() | process.mark(instance_id) | {"LLAMA_API_KEY": api_key},
             stdin=subprocess.DEVNULL,
             stdout=log,
             stderr=subprocess.STDOUT,
@@ -161,16 +161,6 @@ def spawn(spec: LaunchSpec, engine: Engine, *, instance_id: str, api_key: str) -
 def slots_of(instance_id: str) -> Path:
     """Where an instance's slots may be saved."""
     return env.DATA_DIR / "slots" / instance_id
-
-
-def mark(instance_id: str) -> dict[str, str]:
-    """What tells an instance's process from any other, whoever lost its pid."""
-    return {"LLAMAPROJ_INSTANCE": instance_id} | mark_of_all()
-
-
-def mark_of_all() -> dict[str, str]:
-    """What all llama-servers of this portal on this machine have in common."""
-    return {"LLAMAPROJ_SPAWNED_FOR": str(env.DATA_DIR)}
 
 
 def _family(host: str) -> socket.AddressFamily:

@@ -83,7 +83,7 @@ def stop_all(node_name: str, *, wait_s: float = 2.0) -> int:
             Instance.objects.current().filter(node__name=node_name).select_related("node", "served")
         )
         living = [found for one in instances if (found := process.find(one.pid, one.pid_created))]
-        living += [found for found in process.with_mark(launch.mark_of_all()) if found not in living]
+        living += [found for found in process.with_mark(process.mark_of_all()) if found not in living]
         for one in living:
             process.send(one, SIGTERM)
         _, stubborn = psutil.wait_procs(living, timeout=wait_s)
@@ -100,7 +100,7 @@ def tidy() -> None:
     states = {str(pk): state for pk, state in Instance.objects.values_list("pk", "state")}
     for instance_id in instance_log.known() - states.keys():
         instance_log.remove(instance_id)
-    for found in process.with_mark(launch.mark_of_all()):
+    for found in process.with_mark(process.mark_of_all()):
         instance_id = found.environ().get("LLAMAPROJ_INSTANCE", "")
         if instance_id and states.get(instance_id, S.STOPPED) == S.STOPPED:
             log.warning("ending a llama-server that nobody knows", pid=found.pid, instance=instance_id)
@@ -349,7 +349,7 @@ class _Pass:
 
     def _adopt(self, instance: Instance) -> bool:
         """Find the process that a worker spawned just before it died."""
-        for found in process.with_mark(launch.mark(str(instance.pk))):
+        for found in process.with_mark(process.mark(str(instance.pk))):
             self._set(instance, pid=found.pid, pid_created=found.create_time())
             return True
         return False

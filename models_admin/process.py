@@ -7,6 +7,8 @@ from collections.abc import Iterator
 
 import psutil
 
+from llamaproj import env
+
 # The start time is computed from the boot time, which moves a little when the clock is set.
 _SAME_START_S = 1.5
 
@@ -60,6 +62,16 @@ def send(process: psutil.Process, signum: signal.Signals) -> None:
             process.send_signal(signum)
     except (psutil.NoSuchProcess, ProcessLookupError):
         return
+
+
+def mark(instance_id: str) -> dict[str, str]:
+    """What tells an instance's process from any other, whoever lost its pid."""
+    return {"LLAMAPROJ_INSTANCE": instance_id} | mark_of_all()
+
+
+def mark_of_all() -> dict[str, str]:
+    """What all llama-servers of this portal on this machine have in common."""
+    return {"LLAMAPROJ_SPAWNED_FOR": str(env.DATA_DIR)}
 
 
 def with_mark(mark: dict[str, str]) -> Iterator[psutil.Process]:

@@ -136,6 +136,14 @@ class Portal:
         )
         return [row[0] for row in rows if psutil.pid_exists(row[0]) and is_alive(psutil.Process(row[0]))]
 
+    def wait_llama_servers(self, count: int, timeout: float = 60) -> list[int]:
+        """Wait until that many run, whatever the rows of a killed predecessor say. Returns their pids."""
+        deadline = time.monotonic() + timeout
+        while len(pids := self.llama_servers()) != count:
+            assert time.monotonic() < deadline, f"{pids} run instead of {count}:\n{self.output()}"
+            time.sleep(0.1)
+        return pids
+
     def processes(self) -> list[psutil.Process]:
         """Everything that runs with this data folder, whoever started it."""
         marker = f"DATA_DIR={self.data_dir}"

@@ -7,7 +7,7 @@ import psutil
 import pytest
 
 from llamaproj import env
-from models_admin import launch, lifecycle, process
+from models_admin import lifecycle, process
 from models_admin.lifecycle import Patience
 from models_admin.models import Instance, ModelFile, Node, ServedModel
 from tests.fake_engine import as_binary
@@ -49,7 +49,7 @@ def nothing_left() -> Iterator[None]:
     """End every llama-server a test has left behind."""
     children = process._children
     yield
-    for found in process.with_mark(launch.mark_of_all()):
+    for found in process.with_mark(process.mark_of_all()):
         found.kill()
         found.wait(5)
     for child in children.values():

@@ -1,12 +1,14 @@
 import socket
+import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 
 from llamaproj import env
 from llamaproj.errors import InvalidInput
-from models_admin import engine, launch
+from models_admin import engine, launch, process
 from models_admin.engine import Engine
 from models_admin.errors import EngineMissing
 from models_admin.launch import LaunchSpec
@@ -165,3 +167,21 @@ def test_our_secrets_do_not_reach_the_engine(monkeypatch: pytest.MonkeyPatch) ->
     given = env.outside_environment()
     assert given["CUDA_VISIBLE_DEVICES"] == "1"
     assert not {"SECRET_KEY", "DATABASE_URL", "REDIS_URL", "ADMIN_PASSWORD", "LLAMA_ARG_HOST"} & set(given)
+
+
+def test_a_binary_that_is_being_asked_ends_with_the_portal(
+    path_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    slow = path_folder / "slow"
+    slow.write_text("#!/bin/sh\nexec sleep 60\n")
+    slow.chmod(0o755)
+    monkeypatch.setattr(env, "LLAMA_SERVER_BIN", str(slow))
+    with ThreadPoolExecutor(1) as worker:
+        asking = worker.submit(engine.find)
+        deadline = time.monotonic() + 5
+        while not (found := list(process.with_mark(process.mark_of_all()))):
+            assert time.monotonic() < deadline
+        for one in found:
+            one.kill()
+        with pytest.raises(EngineMissing):
+            asking.result(5)

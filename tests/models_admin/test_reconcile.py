@@ -10,7 +10,7 @@ import pytest
 from django.db import connection
 
 from llamaproj import env
-from models_admin import instance_log, launch, lifecycle, process
+from models_admin import instance_log, lifecycle, process
 from models_admin.lifecycle import Patience
 from models_admin.models import Instance, Node, ServedModel
 from models_admin.probe import Probe
@@ -70,7 +70,7 @@ def test_two_workers_at_once_start_one_process(
     for thread in threads:
         thread.join()
     assert Instance.objects.count() == 1
-    assert len(list(process.with_mark(launch.mark_of_all()))) == 1
+    assert len(list(process.with_mark(process.mark_of_all()))) == 1
 
 
 def test_a_pass_that_waits_too_long_for_another_leaves(served: ServedModel, node: Node) -> None:

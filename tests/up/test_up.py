@@ -67,7 +67,8 @@ def test_after_kill_9_up_works_and_adopts_the_models_that_run(own_portal):
     for process in own_portal.processes():
         process.kill()
     own_portal.process.wait()
-    own_portal.start().wait_ready(models=1)
+    own_portal.start().wait_ready()
+    own_portal.wait_llama_servers(1)
     assert own_portal.stop() == 0
     assert own_portal.processes() == []
 
