@@ -192,7 +192,7 @@ async def _open(call: Call, meter: Meter, stack: AsyncExitStack) -> Stream:
                 await stream.wait_for_first()
         except UpstreamLost:
             await attempt.aclose()
-            await database_sync_to_async(tasks.wake)(instance.node.name)
+            await database_sync_to_async(tasks.wake_all)()
             if not left:
                 raise
             avoid |= {instance.pk}

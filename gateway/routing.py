@@ -78,7 +78,9 @@ def _replicas(served_pk: int) -> tuple[list[Instance], bool]:
     served = ServedModel.objects.filter(pk=served_pk).first()
     if served is None:
         raise ModelNotFound
-    replicas = list(Instance.objects.current().filter(served=served).select_related("node"))
+    replicas = list(
+        Instance.objects.current().filter(served=served).select_related("node", "served__external")
+    )
     return replicas, served.desired_replicas > 0
 
 

@@ -19,7 +19,9 @@ def require_manager(user: User) -> None:
 def visible(user: User) -> ServedModelQuerySet:
     """The models a person may use, with what a page shows of them."""
     return (
-        ServedModel.objects.visible_to(user).select_related("file__node").prefetch_related("instances__node")
+        ServedModel.objects.visible_to(user)
+        .select_related("file__node", "external")
+        .prefetch_related("instances__node")
     )
 
 

@@ -5,6 +5,7 @@ from functools import partial
 from typing import Any
 
 from django.db import transaction
+from django.utils import timezone
 from django.utils.text import slugify
 
 from accounts import audit
@@ -24,13 +25,12 @@ _MOST_CONTEXT = 4096
 def start(served: ServedModel, *, by: User | None) -> None:
     """Ask for a replica, and for another try where it has failed. Asking twice is asking once."""
     served = _locked(served)
-    if served.file.error:
+    if served.file and served.file.error:
         raise Conflict(f"This model's file can't be served: {served.file.error}")
     failed = list(served.instances.filter(state=S.FAILED))
-    if served.desired_replicas and not failed:
+    if served.enabled and served.desired_replicas and not failed:
         return
-    served.desired_replicas = max(1, served.desired_replicas)
-    served.save(update_fields=["desired_replicas"])
+    _want(served, max(1, served.min_replicas, served.desired_replicas))
     for instance in failed:
         instance.move_to(S.PENDING, "Waiting to be started.", crashes=0)
     audit.record(by, "model.start", served)
@@ -41,10 +41,9 @@ def start(served: ServedModel, *, by: User | None) -> None:
 def stop(served: ServedModel, *, by: User | None) -> None:
     """Want no replica any more. Answers being written may end first, for a while."""
     served = _locked(served)
-    if not served.desired_replicas:
+    if not served.enabled and not served.desired_replicas:
         return
-    served.desired_replicas = 0
-    served.save(update_fields=["desired_replicas"])
+    _want(served, 0)
     audit.record(by, "model.stop", served)
     _announce(served)
 
@@ -57,8 +56,7 @@ def restart(served: ServedModel, *, by: User | None) -> None:
         instance.move_to(S.DRAINING, "Being replaced by a new one.")
     for instance in served.instances.filter(state=S.FAILED):
         instance.move_to(S.PENDING, "Waiting to be started.", crashes=0)
-    served.desired_replicas = max(1, served.desired_replicas)
-    served.save(update_fields=["desired_replicas"])
+    _want(served, max(1, served.min_replicas, served.desired_replicas))
     audit.record(by, "model.restart", served)
     _announce(served)
 
@@ -83,6 +81,7 @@ def add(
     if ServedModel.objects.filter(slug=slug).exists():
         raise InvalidInput(f"There is a model with the short name {slug} already.", param="slug")
     launch.check_extra_flags(fields.get("extra_flags", []))
+    fields.setdefault("enabled", fields.get("desired_replicas", 0) > 0)
     served = ServedModel.objects.create(
         file=file,
         slug=slug,
@@ -146,7 +145,7 @@ def install_demo(node: Node) -> ServedModel | None:
     file = files.first()
     served = ServedModel.objects.select_related("file__node").filter(slug=DEMO_SLUG).first()
     if served is not None:
-        if file and served.file.node != node and not served.file.node.is_alive:
+        if file and served.file and served.file.node != node and not served.file.node.is_alive:
             # The machine has another name now, as a container has after each start.
             change(served, by=None, file=file)
         return served
@@ -177,10 +176,17 @@ def suggest(file: ModelFile) -> dict[str, object]:
     return {"slug": free, "name": (file.name or stem)[:120], "context_tokens": max(256, context)}
 
 
+def _want(served: ServedModel, replicas: int) -> None:
+    served.enabled = replicas > 0
+    if served.desired_replicas != replicas:
+        served.desired_replicas, served.desired_since = replicas, timezone.now()
+    served.save(update_fields=["enabled", "desired_replicas", "desired_since"])
+
+
 def _locked(served: ServedModel) -> ServedModel:
     return ServedModel.objects.select_for_update(of=("self",)).select_related("file__node").get(pk=served.pk)
 
 
 def _announce(served: ServedModel) -> None:
     transaction.on_commit(partial(events.served_changed, served.pk))
-    transaction.on_commit(partial(tasks.wake, served.file.node.name))
+    transaction.on_commit(tasks.wake_all)

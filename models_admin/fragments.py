@@ -4,7 +4,7 @@ from django.template.loader import render_to_string
 
 from accounts.models import User
 from models_admin import access, notes, overview
-from models_admin.models import Instance, InstanceChange, ModelFile, ServedModel
+from models_admin.models import Instance, InstanceChange, ModelFile, PortalConfig, ServedModel
 from models_admin.states import InstanceState as S
 
 _TIMELINE = 15
@@ -23,7 +23,8 @@ def models(user: User) -> str:
 
 def models_context(user: User) -> dict[str, object]:
     """What `_models.html` shows."""
-    return {"models": [overview.of(served) for served in access.visible(user)]}
+    portal = PortalConfig.current()
+    return {"models": [overview.of(served, portal) for served in access.visible(user)]}
 
 
 def files(user: User) -> str:

@@ -14,9 +14,9 @@ from llamaproj import env
 from llamaproj.errors import InvalidInput
 from models_admin import instance_log, process
 from models_admin.engine import Engine
+from models_admin.launch_config import LaunchConfig
+from models_admin.models import LaunchParameters
 
-# Below the ports that systems hand out to outgoing connections.
-_PORTS = range(20_000, 30_000)
 _PORT_TRIES = 50
 _MAX_EXTRA_FLAGS = 40
 _VALUE = re.compile(r"(-?\d+(\.\d+)?|[A-Za-z0-9][A-Za-z0-9._,:=+/-]{0,127})")
@@ -44,11 +44,6 @@ OPTIONS = frozenset((
 ))
 # fmt: on
 
-# Prompts of conversations that aren't in a slot are kept in memory; the engine's own default of 8 GiB for each
-# replica would make every estimate worthless.
-_PROMPT_CACHE_MIB = 256
-PROMPT_CACHE_BYTES = _PROMPT_CACHE_MIB * 2**20
-
 
 @dataclass(frozen=True)
 class LaunchSpec:
@@ -58,49 +53,76 @@ class LaunchSpec:
     alias: str
     host: str
     port: int
-    context_tokens: int
-    slots: int
-    batch_tokens: int = 2048
-    ubatch_tokens: int = 512
-    threads: int | None = None
-    gpu_layers: int | None = None
-    extra_flags: tuple[str, ...] = ()
+    config: LaunchConfig
     slot_save_path: str = ""
+    projector_path: str = ""
 
     def __post_init__(self) -> None:
         if not Path(self.model_path).is_absolute():
             raise InvalidInput("The model's path must be absolute.")
         if not re.fullmatch(r"[\w.-]{1,100}", self.alias) or self.alias.startswith("-"):
             raise InvalidInput("The model's short name holds a sign that isn't allowed.")
-        if not 0 < self.port < 65536 or self.context_tokens < 1 or self.slots < 1:
+        if not 0 < self.port < 65536 or self.config.context_tokens < 1 or self.config.slots < 1:
             raise InvalidInput("Port, context size and slots must be positive numbers.")
-        check_extra_flags(self.extra_flags)
+        check_extra_flags(self.config.extra_flags)
 
     def argv(self, engine: Engine) -> list[str]:
         """The command as a list; flags that an older build doesn't know are left out where it can do without."""
-        wanted: list[tuple[tuple[str, ...], list[str]]] = [
-            (("--no-ui", "--no-webui"), []),
-            (("--metrics",), []),
-            (("--slots",), []),
-            (("--no-kv-unified",), []),
-            (("--alias",), [self.alias]),
-            (("--batch-size",), [str(self.batch_tokens)]),
-            (("--ubatch-size",), [str(min(self.ubatch_tokens, self.batch_tokens))]),
-        ]
-        if self.slot_save_path:
-            wanted.append((("--slot-save-path",), [self.slot_save_path]))
-        if self.threads is not None:
-            wanted.append((("--threads",), [str(self.threads)]))
-        if self.gpu_layers is not None:
-            wanted.append((("--gpu-layers", "--n-gpu-layers"), [str(self.gpu_layers)]))
-        if "--cache-ram" not in self.extra_flags:
-            wanted.append((("--cache-ram",), [str(_PROMPT_CACHE_MIB)]))
+        config = self.config
         argv = [*engine.command, "--model", self.model_path, "--host", self.host, "--port", str(self.port)]
-        argv += ["--ctx-size", str(self.context_tokens * self.slots), "--parallel", str(self.slots)]
-        for names, values in wanted:
-            if known := next((name for name in names if engine.knows(name)), None):
-                argv += [known, *values]
-        return [*argv, *self.extra_flags]
+        argv += ["--ctx-size", str(config.context_tokens * config.slots), "--parallel", str(config.slots)]
+        for names, value, needed in self._wanted():
+            known = next((name for name in names if engine.knows(name)), None)
+            if known is None and needed:
+                raise InvalidInput(f"The llama-server of this node ({engine.name}) doesn't know {names[0]}.")
+            if known is not None:
+                argv += [known] if value is True else [known, str(value)]
+        return [*argv, *config.extra_flags]
+
+    def _wanted(self) -> list[tuple[tuple[str, ...], str | int | bool, bool]]:
+        """Flags by their names, newest first; their values, True for a switch; whether it can't do without."""
+        config = self.config
+        strict = config.isolation == LaunchParameters.Isolation.STRICT
+        # The name of a built-in template is a word; whatever holds more is a template.
+        jinja = "{" in config.chat_template
+        can_do_without: list[tuple[tuple[str, ...], str | int | bool | None]] = [
+            (("--no-ui", "--no-webui"), True),
+            (("--metrics",), True),
+            (("--slots",), True),
+            (("--no-kv-unified",), True),
+            (("--alias",), self.alias),
+            (("--batch-size",), config.batch_tokens),
+            (("--ubatch-size",), min(config.ubatch_tokens, config.batch_tokens)),
+            (("--slot-save-path",), self.slot_save_path),
+            (("--cache-ram",), 0 if strict else config.prompt_cache_mib),
+            (("--jinja",), jinja),
+        ]
+        needed: list[tuple[tuple[str, ...], str | int | bool | None]] = [
+            (("--threads",), config.threads),
+            (("--threads-batch",), config.threads_batch),
+            (("--gpu-layers", "--n-gpu-layers"), config.gpu_layers),
+            (("--split-mode",), config.split_mode),
+            (("--tensor-split",), config.tensor_split),
+            (("--main-gpu",), config.main_gpu),
+            (("--flash-attn",), "" if config.flash_attention == "auto" else config.flash_attention),
+            (("--cache-type-k",), "" if config.cache_type_k == "f16" else config.cache_type_k),
+            (("--cache-type-v",), "" if config.cache_type_v == "f16" else config.cache_type_v),
+            (("--no-cache-prompt",), strict),
+            (("--embeddings", "--embedding"), config.embeddings),
+            (("--pooling",), config.pooling),
+            (("--reranking", "--rerank"), config.reranking),
+            (("--mmproj",), self.projector_path if config.vision else ""),
+            (("--model-draft",), config.draft_model),
+            (("--chat-template",), config.chat_template),
+            *((("--lora",), path) for path in config.lora),
+        ]
+        given = set(config.extra_flags)
+        return [
+            (names, value, is_needed)
+            for flags, is_needed in ((can_do_without, False), (needed, True))
+            for names, value in flags
+            if value is not None and value is not False and value != "" and not given.intersection(names)
+        ]
 
 
 def check_extra_flags(flags: Sequence[str]) -> None:
@@ -125,10 +147,10 @@ def new_api_key() -> str:
     return secrets.token_urlsafe(32)
 
 
-def free_port(host: str, taken: frozenset[int]) -> int:
-    """A port that nobody listens on and no row has. Another program may still be quicker: then the start fails
-    and the next one gets another port."""
-    for port in random.sample(_PORTS, _PORT_TRIES):  # no secret
+def free_port(host: str, taken: frozenset[int], ports: range) -> int:
+    """One of `ports` that nobody listens on and no row has. Another program may still be quicker: then the start
+    fails and the next one gets another port."""
+    for port in random.sample(ports, min(_PORT_TRIES, len(ports))):  # no secret
         if port in taken:
             continue
         with contextlib.suppress(OSError), socket.socket(_family(host)) as probe:

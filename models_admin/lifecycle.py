@@ -19,7 +19,17 @@ from django.db import OperationalError, connection, transaction
 from django.utils import timezone
 
 from llamaproj.errors import LlamaProjError
-from models_admin import catalog, engine, events, instance_log, launch, notes, process, secret_box
+from models_admin import (
+    catalog,
+    engine,
+    events,
+    instance_log,
+    launch,
+    launch_config,
+    notes,
+    process,
+    secret_box,
+)
 from models_admin.models import Instance, Node, ServedModel
 from models_admin.probe import Health, Probe
 from models_admin.states import InstanceState as S
@@ -27,7 +37,7 @@ from models_admin.states import InstanceState as S
 log = structlog.get_logger(__name__)
 
 # What an instance may be asked to give up first when there are too many.
-_LEAST_USEFUL_FIRST = (S.FAILED, S.BACKING_OFF, S.CRASHED, S.PENDING, S.STARTING, S.READY)
+_LEAST_USEFUL_FIRST = (S.FAILED, S.BACKING_OFF, S.CRASHED, S.UNREACHABLE, S.PENDING, S.STARTING, S.READY)
 _KEPT_STOPPED = 10
 _REASON_LOG_LINES = 12
 
@@ -64,7 +74,9 @@ def reconcile(node_name: str, patience: Patience | None = None) -> float | None:
         _adjust_replicas(node)
         one_pass = _Pass(node, patience or Patience())
         for instance in list(
-            Instance.objects.current().filter(node=node).select_related("served__file", "node")
+            Instance.objects.current()
+            .filter(node=node)
+            .select_related("served__file__projector", "served__external", "file__projector", "node")
         ):
             one_pass.step(instance)
         _end_forgotten(node)
@@ -195,9 +207,9 @@ class _Pass:
     # States -------------------------------------------------------------------------------------------------------
 
     def _launch(self, instance: Instance) -> None:
-        served = instance.served
-        if not Path(served.file.path).is_file():
-            self._explain(instance, f"The file {served.file.path} isn't there.")
+        file = instance.file or instance.served.file
+        if file is None or not Path(file.path).is_file():
+            self._explain(instance, f"The file {file.path if file else ''} isn't there.")
             return
         if shortage := self._shortage(instance):
             self._explain(instance, shortage)
@@ -245,7 +257,8 @@ class _Pass:
             instance.move_to(S.READY, "Ready for requests.", ready_at=timezone.now())
             self._soon(0.25)
             return
-        allowed = self.patience.start + instance.served.file.size_bytes / self.patience.load_bytes_per_s
+        file = instance.file or instance.served.file
+        allowed = self.patience.start + (file.size_bytes if file else 0) / self.patience.load_bytes_per_s
         if self._age(instance.state_since) > allowed:
             process.send(found, SIGKILL)
             self._crashed(instance, f"It didn't become ready within {allowed:.0f} seconds.")
@@ -327,20 +340,19 @@ class _Pass:
     # Their parts --------------------------------------------------------------------------------------------------
 
     def _spec(self, instance: Instance) -> launch.LaunchSpec:
-        served = instance.served
+        served, config = instance.served, launch_config.of(instance.served)
+        file = instance.file or served.file
+        assert file is not None, "only what has a file is launched"
+        host = config.host or self.node.address
+        ports = range(config.first_port, config.last_port + 1)
         return launch.LaunchSpec(
-            model_path=served.file.path,
+            model_path=file.path,
             alias=served.slug,
-            host=self.node.address,
-            port=launch.free_port(self.node.address, self._taken_ports()),
-            context_tokens=served.context_tokens,
-            slots=served.slots,
-            batch_tokens=served.batch_tokens,
-            ubatch_tokens=served.ubatch_tokens,
-            threads=served.threads,
-            gpu_layers=served.gpu_layers,
-            extra_flags=tuple(served.extra_flags),
+            host=host,
+            port=launch.free_port(host, self._taken_ports(), ports),
+            config=config,
             slot_save_path=str(launch.slots_of(str(instance.pk))),
+            projector_path=file.projector.path if file.projector else "",
         )
 
     def _crashed(self, instance: Instance, reason: str) -> None:

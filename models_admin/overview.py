@@ -4,11 +4,11 @@ from dataclasses import dataclass
 from datetime import datetime
 
 from models_admin import catalog, notes
-from models_admin.models import Instance, ServedModel
+from models_admin.models import Instance, PortalConfig, ServedModel
 from models_admin.states import InstanceState as S
 
 # A model is as well as its best replica.
-_BEST_FIRST = (S.READY, S.STARTING, S.PENDING, S.BACKING_OFF, S.CRASHED, S.DRAINING, S.FAILED)
+_BEST_FIRST = (S.READY, S.STARTING, S.PENDING, S.BACKING_OFF, S.CRASHED, S.UNREACHABLE, S.DRAINING, S.FAILED)
 WORDS = {
     S.PENDING: "waiting",
     S.STARTING: "loading",
@@ -18,6 +18,7 @@ WORDS = {
     S.CRASHED: "crashed",
     S.BACKING_OFF: "starting again",
     S.FAILED: "failed",
+    S.UNREACHABLE: "out of reach",
 }
 
 
@@ -87,13 +88,13 @@ class Overview:
 
     @property
     def node_bytes(self) -> int:
-        """The memory of the machine."""
-        return self.served.file.node.memory_bytes
+        """The memory of the machine that has the file; 0 for what runs elsewhere."""
+        return self.served.file.node.memory_bytes if self.served.file else 0
 
     @property
     def file_name(self) -> str:
-        """The file without its folder."""
-        return self.served.file.path.rsplit("/", 1)[-1]
+        """The file without its folder, or what the external server calls the model."""
+        return self.served.file.file_name if self.served.file else self.served.external_name
 
 
 def word_of(instance: Instance) -> str:
@@ -101,8 +102,8 @@ def word_of(instance: Instance) -> str:
     return WORDS[S(instance.state)]
 
 
-def of(served: ServedModel) -> Overview:
-    """Look at the served model; its instances should be prefetched."""
+def of(served: ServedModel, portal: PortalConfig | None = None) -> Overview:
+    """Look at the served model; its instances should be prefetched, and the portal's row given where there are many."""
     current = [one for one in served.instances.all() if one.state != S.STOPPED]
     best = min(current, key=lambda one: _BEST_FIRST.index(S(one.state)), default=None)
     if best is not None:
@@ -111,7 +112,7 @@ def of(served: ServedModel) -> Overview:
         state, since, reason = S.PENDING, None, _why_nothing_happens(served)
     else:
         state, since, reason = S.STOPPED, None, ""
-    memory = catalog.memory_of(served)
+    memory = catalog.memory_of(served, portal)
     measured = [one.memory_bytes for one in current if one.memory_bytes]
     return Overview(
         served=served,
@@ -125,5 +126,6 @@ def of(served: ServedModel) -> Overview:
 
 
 def _why_nothing_happens(served: ServedModel) -> str:
-    node = served.file.node
-    return "Waiting for its turn." if node.is_alive else f"The machine {node.name} doesn't answer."
+    if served.file and not served.file.node.is_alive:
+        return f"The machine {served.file.node.name} doesn't answer."
+    return "Waiting for its turn."

@@ -14,19 +14,32 @@ class InstanceState(models.TextChoices):
     CRASHED = "crashed"
     BACKING_OFF = "backing_off"
     FAILED = "failed"
+    # Its node is silent: nobody knows whether it still runs.
+    UNREACHABLE = "unreachable"
 
 
 S = InstanceState
 
 MOVES: dict[InstanceState, frozenset[InstanceState]] = {
     S.PENDING: frozenset({S.STARTING, S.CRASHED, S.STOPPED, S.FAILED}),
-    S.STARTING: frozenset({S.READY, S.CRASHED, S.DRAINING, S.STOPPED}),
-    S.READY: frozenset({S.DRAINING, S.CRASHED, S.STOPPED}),
-    S.DRAINING: frozenset({S.STOPPED, S.CRASHED}),
+    S.STARTING: frozenset({S.READY, S.CRASHED, S.DRAINING, S.STOPPED, S.UNREACHABLE}),
+    S.READY: frozenset({S.DRAINING, S.CRASHED, S.STOPPED, S.UNREACHABLE}),
+    S.DRAINING: frozenset({S.STOPPED, S.CRASHED, S.UNREACHABLE}),
     S.CRASHED: frozenset({S.BACKING_OFF, S.FAILED, S.STOPPED}),
     S.BACKING_OFF: frozenset({S.PENDING, S.STOPPED}),
     S.FAILED: frozenset({S.PENDING, S.STOPPED}),
     S.STOPPED: frozenset({S.PENDING}),
+    S.UNREACHABLE: frozenset({S.READY, S.DRAINING, S.CRASHED, S.STOPPED}),
 }
 
 ALIVE = frozenset({S.STARTING, S.READY, S.DRAINING})
+
+
+class DownloadState(models.TextChoices):
+    """Where a download is in its life."""
+
+    QUEUED = "queued"
+    RUNNING = "running"
+    DONE = "done"
+    FAILED = "failed"
+    CANCELLED = "cancelled"

@@ -28,8 +28,7 @@ _stopping = threading.Event()
 @shared_task
 def tick() -> None:
     """The clock: every living node looks after its instances."""
-    for name in Node.objects.alive().values_list("name", flat=True):
-        wake(name)
+    wake_all()
 
 
 @shared_task
@@ -53,6 +52,12 @@ def wake(node_name: str) -> None:
     """Have the node look after its instances at once. Many calls before it does so are one call."""
     if _first(_waking(node_name), _EXPIRES_S):
         _send(reconcile_node, node_name)
+
+
+def wake_all() -> None:
+    """Have every living node look: a replica may find its place on any."""
+    for name in Node.objects.alive().values_list("name", flat=True):
+        wake(name)
 
 
 def _first(key: str, seconds: float) -> bool:

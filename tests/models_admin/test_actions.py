@@ -2,6 +2,7 @@ from pathlib import Path
 
 import pytest
 from django.core.management import CommandError, call_command
+from django.utils import timezone
 
 from accounts.models import AuditEntry, Team, User
 from llamaproj import env
@@ -29,6 +30,7 @@ def woken(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 def test_start_wants_a_replica_tells_the_node_and_is_written_down(
     served: ServedModel, admin: User, woken: list[str], django_capture_on_commit_callbacks
 ) -> None:
+    Node.objects.update(last_seen=timezone.now())
     with django_capture_on_commit_callbacks(execute=True):
         actions.start(served, by=admin)
         actions.start(served, by=admin)

@@ -8,10 +8,11 @@ import pytest
 
 from llamaproj import env
 from llamaproj.errors import InvalidInput
-from models_admin import engine, launch, process
+from models_admin import engine, launch, launch_config, process
 from models_admin.engine import Engine
 from models_admin.errors import EngineMissing
 from models_admin.launch import LaunchSpec
+from models_admin.launch_config import LaunchConfig
 from tests.fake_engine import as_binary
 
 NEW = Engine(
@@ -26,10 +27,11 @@ def spec(**fields: object) -> LaunchSpec:
         "alias": "m",
         "host": "127.0.0.1",
         "port": 20_000,
-        "context_tokens": 1024,
-        "slots": 4,
     }
-    return LaunchSpec(**known | fields)  # type: ignore[arg-type]
+    config = {"context_tokens": 1024, "slots": 4} | {
+        name: fields.pop(name) for name in list(fields) if name in launch_config.NAMES and name != "host"
+    }
+    return LaunchSpec(**known | fields, config=LaunchConfig(**config))  # type: ignore[arg-type]
 
 
 def test_the_context_is_that_of_all_slots_together() -> None:
@@ -42,7 +44,9 @@ def test_a_build_gets_only_flags_it_knows() -> None:
     assert "--no-ui" in spec().argv(NEW)
     assert "--no-webui" in spec().argv(OLD)
     assert "--metrics" not in spec().argv(OLD)
-    assert spec(gpu_layers=0).argv(NEW)[-4:-2] == ["--gpu-layers", "0"]
+    assert spec(gpu_layers=0).argv(NEW)[-2:] == ["--gpu-layers", "0"]
+    with pytest.raises(InvalidInput, match="doesn't know --lora"):
+        spec(lora=("/adapter.gguf",)).argv(NEW)
 
 
 def test_a_chosen_prompt_cache_wins() -> None:
@@ -109,13 +113,12 @@ def test_a_port_that_is_in_use_or_promised_is_not_given(monkeypatch: pytest.Monk
         listening.bind(("127.0.0.1", 0))
         listening.listen()
         used = listening.getsockname()[1]
-        monkeypatch.setattr(launch, "_PORTS", range(used, used + 1))
-        monkeypatch.setattr(launch, "_PORT_TRIES", 1)
+        only = range(used, used + 1)
         with pytest.raises(OSError, match="no free port"):
-            launch.free_port("127.0.0.1", frozenset())
-    assert launch.free_port("127.0.0.1", frozenset()) == used
+            launch.free_port("127.0.0.1", frozenset(), only)
+    assert launch.free_port("127.0.0.1", frozenset(), only) == used
     with pytest.raises(OSError, match="no free port"):
-        launch.free_port("127.0.0.1", frozenset({used}))
+        launch.free_port("127.0.0.1", frozenset({used}), only)
 
 
 @pytest.fixture

@@ -52,16 +52,18 @@ class Command(BaseCommand):
     def do_list(self, options: dict[str, Any]) -> None:
         """A line for each replica, then the files nobody serves."""
         rows = [("MODEL", "STATE", "SINCE", "NODE", "PORT", "PID", "MEMORY", "FILE")]
-        for served in ServedModel.objects.select_related("file__node").prefetch_related("instances__node"):
-            file = served.file.path.rsplit("/", 1)[-1]
+        for served in ServedModel.objects.select_related("file", "external").prefetch_related(
+            "instances__node"
+        ):
+            file = served.file.file_name if served.file else served.external_name
             replicas = [one for one in served.instances.all() if one.state != S.STOPPED]
             if not replicas:
-                rows.append((served.slug, "stopped", "", served.file.node.name, "", "", "", file))
+                rows.append((served.slug, "stopped", "", "", "", "", "", file))
             for one in replicas:
                 since = f"{(timezone.now() - one.state_since).total_seconds():.0f} s"
                 memory = f"{one.memory_bytes / 2**20:.0f} MiB" if one.memory_bytes else ""
                 port, pid = str(one.port or ""), str(one.pid or "")
-                rows.append((served.slug, one.state, since, one.node.name, port, pid, memory, file))
+                rows.append((served.slug, one.state, since, one.place, port, pid, memory, file))
         widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
         for row in rows:
             self.stdout.write(
