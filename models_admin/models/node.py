@@ -5,7 +5,7 @@ from typing import ClassVar
 
 from django.core.exceptions import ValidationError
 from django.db import models
-from django.utils import timezone
+from django.db.models.functions import Now
 
 # Longer than a few heartbeats, shorter than a person's patience.
 SILENT_AFTER = timedelta(seconds=20)
@@ -28,11 +28,23 @@ def check_paths(value: object) -> None:
 
 
 class NodeQuerySet(models.QuerySet["Node"]):
-    """Nodes, by whether they are there."""
+    """Nodes, by whether they are there. The database's clock decides: machines' own may be wrong."""
 
     def alive(self) -> "NodeQuerySet":
         """Those whose worker announced itself lately."""
-        return self.filter(last_seen__gte=timezone.now() - SILENT_AFTER)
+        return self.filter(last_seen__gte=Now() - SILENT_AFTER)
+
+    def silent(self) -> "NodeQuerySet":
+        """The others."""
+        return self.exclude(last_seen__gte=Now() - SILENT_AFTER)
+
+    def with_silence(self) -> "NodeQuerySet":
+        """Each with `silence`: how long nothing has been heard of it, None where nothing ever was."""
+        return self.annotate(
+            silence=models.ExpressionWrapper(
+                Now() - models.F("last_seen"), output_field=models.DurationField()
+            )
+        )
 
 
 class Node(models.Model):
@@ -59,7 +71,10 @@ class Node(models.Model):
     # [{"index": 0, "name": "…", "memory_bytes": …, "free_bytes": …}, …]
     gpus = models.JSONField(default=list, blank=True)
     engine = models.CharField(max_length=200, blank=True)
+    # By the database's clock.
     last_seen = models.DateTimeField(null=True, blank=True)
+    # The data folder whose worker announces itself under this name: a second machine can't take it.
+    machine = models.CharField(max_length=32, blank=True, editable=False)
 
     objects = NodeQuerySet.as_manager()
 
@@ -71,5 +86,5 @@ class Node(models.Model):
 
     @property
     def is_alive(self) -> bool:
-        """True while its worker announces itself."""
-        return self.last_seen is not None and timezone.now() - self.last_seen < SILENT_AFTER
+        """True while its worker announces itself. Asks the database, whose clock decides."""
+        return Node.objects.alive().filter(pk=self.pk).exists()

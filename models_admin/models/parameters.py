@@ -168,6 +168,8 @@ class PortalConfig(LaunchParameters):
         validators=[MinValueValidator(1)],
         help_text="When a model that is loaded on demand is unloaded again.",
     )
+    # Of SECRET_KEY: a machine that joins must have the same.
+    key_fingerprint = models.CharField(max_length=64, blank=True, editable=False)
     changed_at = models.DateTimeField(auto_now=True)
 
     def __str__(self) -> str:
