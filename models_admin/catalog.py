@@ -10,10 +10,8 @@ from pathlib import Path
 from django.utils import timezone
 
 from llamaproj import env
-from models_admin import launch_config
 from models_admin.gguf_info import GGUFError, GGUFInfo
-from models_admin.memory_estimate import MemoryEstimate, estimate
-from models_admin.models import ModelFile, Node, PortalConfig, ServedModel
+from models_admin.models import ModelFile, Node
 
 _SUFFIXES = frozenset({".gguf", ".bin"})
 _MAX_FILES = 5000
@@ -58,28 +56,6 @@ def info_of(file: ModelFile) -> GGUFInfo | None:
         tied_output=kept["tied_output"],
         parts=kept["parts"],
     )
-
-
-def memory_of(served: ServedModel, portal: PortalConfig | None = None) -> MemoryEstimate | None:
-    """What one replica will take, None where the file can't be read or isn't ours."""
-    info = info_of(served.file) if served.file else None
-    if info is None:
-        return None
-    config = launch_config.of(served, portal)
-    return estimate(
-        info,
-        context_tokens=config.context_tokens,
-        slots=config.slots,
-        ubatch_tokens=config.ubatch_tokens,
-        cache_type_k=config.cache_type_k,
-        cache_type_v=config.cache_type_v,
-    )
-
-
-def needed_bytes(served: ServedModel) -> int | None:
-    """The memory that must be free before a replica is started; what is kept of old prompts comes later."""
-    memory = memory_of(served)
-    return memory.total + launch_config.of(served).prompt_cache_mib * 2**20 if memory else None
 
 
 def _files() -> Iterator[Path]:

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from datetime import datetime
 
-from models_admin import catalog, notes
+from models_admin import footprint, notes
 from models_admin.models import Instance, PortalConfig, ServedModel
 from models_admin.states import InstanceState as S
 
@@ -112,7 +112,7 @@ def of(served: ServedModel, portal: PortalConfig | None = None) -> Overview:
         state, since, reason = S.PENDING, None, _why_nothing_happens(served)
     else:
         state, since, reason = S.STOPPED, None, ""
-    memory = catalog.memory_of(served, portal)
+    memory = footprint.estimate_of(served, portal)
     measured = [one.memory_bytes for one in current if one.memory_bytes]
     return Overview(
         served=served,

@@ -7,7 +7,7 @@ from django.utils import timezone
 from accounts.models import AuditEntry, Team, User
 from llamaproj import env
 from llamaproj.errors import Conflict, InvalidInput
-from models_admin import actions, catalog, events, tasks
+from models_admin import actions, events, footprint, tasks
 from models_admin.errors import IllegalMove, StillRunning
 from models_admin.models import Instance, ModelFile, Node, ServedModel
 from models_admin.states import InstanceState as S
@@ -192,9 +192,9 @@ def test_an_announcement_without_valkey_is_lost_not_raised(monkeypatch: pytest.M
 def test_the_memory_of_a_model_counts_its_slots(demo: Path) -> None:
     call_command("models", "install-demo", verbosity=0)
     served = ServedModel.objects.get()
-    four = catalog.needed_bytes(served)
+    four = footprint.needed(served)
     served.slots = 8
-    eight = catalog.needed_bytes(served)
+    eight = footprint.needed(served)
     assert four is not None
     assert eight is not None
-    assert eight - four == pytest.approx(360 * 2**20, rel=0.01)
+    assert eight.ram_bytes - four.ram_bytes == pytest.approx(360 * 2**20, rel=0.01)
