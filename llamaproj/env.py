@@ -9,9 +9,11 @@ import os
 import secrets
 import socket
 import tempfile
+import threading
 from collections.abc import Callable
 from pathlib import Path
 from typing import TypeVar
+from urllib.parse import urlsplit
 
 import platformdirs
 from dotenv import load_dotenv
@@ -68,6 +70,13 @@ def _names(text: str) -> list[str]:
     return [name.strip() for name in text.split(",") if name.strip()]
 
 
+def _address(text: str) -> str:
+    parts = urlsplit(text)
+    if parts.scheme not in {"http", "https"} or not parts.hostname:
+        raise ValueError("an address begins with http:// or https://")
+    return text.rstrip("/")
+
+
 def _folder(text: str) -> Path:
     return Path(text).expanduser().resolve()
 
@@ -85,6 +94,9 @@ MODELS_DIRS = _read("MODELS_DIR", [DATA_DIR / "models"], _folders)
 LLAMA_SERVER_BIN = _read("LLAMA_SERVER_BIN", "", str)
 ASGI_SERVER = _read("ASGI_SERVER", "uvicorn", _choice("uvicorn", "daphne", "granian"))
 NODE_NAME = _read("NODE_NAME", socket.gethostname(), str)
+NODE_ADDRESS = _read("NODE_ADDRESS", "", str)
+NODE_PUBLIC = _read("NODE_PUBLIC", False, _flag)
+NODE_LABELS: list[str] = _read("NODE_LABELS", [], _names)
 ADMIN_USERNAME = _read("ADMIN_USERNAME", "admin", str)
 ADMIN_PASSWORD = _read("ADMIN_PASSWORD", "", str)
 DEMO_MODEL = _read("DEMO_MODEL", True, _flag)
@@ -92,6 +104,8 @@ ALLOWED_HOSTS = _read("ALLOWED_HOSTS", ["localhost", "127.0.0.1", "[::1]"], _nam
 CSRF_TRUSTED_ORIGINS: list[str] = _read("CSRF_TRUSTED_ORIGINS", [], _names)
 DEBUG = _read("DEBUG", False, _flag)
 SECURE = _read("SECURE", False, _flag)
+HF_ENDPOINT = _read("HF_ENDPOINT", "https://huggingface.co", _address)
+HF_TOKEN = _read("HF_TOKEN", "", str)
 METRICS_TOKEN = _read("METRICS_TOKEN", "", str)
 LOG_LEVEL = _read("LOG_LEVEL", "info", _choice("debug", "info", "warning", "error")).upper()
 LOG_FORMAT = _read("LOG_FORMAT", "", _choice("console", "json"))
@@ -128,17 +142,29 @@ def redis_url() -> str:
 
 def secret_key() -> str:
     """SECRET_KEY, or one generated once and kept in DATA_DIR, readable by its owner only."""
-    given = os.environ.get("SECRET_KEY", "").strip()
-    if given:
-        return given
-    path = DATA_DIR / "secret_key"
+    return os.environ.get("SECRET_KEY", "").strip() or _kept("secret_key", secrets.token_urlsafe(48))
+
+
+def has_secret_key() -> bool:
+    """True where SECRET_KEY is given or was generated before."""
+    return bool(os.environ.get("SECRET_KEY", "").strip()) or (DATA_DIR / "secret_key").exists()
+
+
+def machine_id() -> str:
+    """What tells this DATA_DIR from every other one: generated once and kept in it."""
+    return _kept("machine_id", secrets.token_hex(16))
+
+
+def _kept(name: str, fresh: str) -> str:
+    """The text of the file `name` in DATA_DIR; it is written with `fresh` unless it exists."""
+    path = DATA_DIR / name
     if not path.exists():
         DATA_DIR.mkdir(parents=True, exist_ok=True)
-        draft = path.with_suffix(f".{os.getpid()}")
+        draft = path.with_suffix(f".{os.getpid()}-{threading.get_ident()}")
         draft.touch(mode=0o600)
-        draft.write_text(secrets.token_urlsafe(48))
+        draft.write_text(fresh)
         try:
-            # A hard link fails if another process was first; both then read the same key.
+            # A hard link fails if another process was first; both then read the same text.
             path.hardlink_to(draft)
         except FileExistsError:
             pass
@@ -149,7 +175,15 @@ def secret_key() -> str:
 
 def outside_environment() -> dict[str, str]:
     """The environment for programs that aren't ours: neither our secrets nor what would change llama-server's flags."""
-    secret = {"SECRET_KEY", "DATABASE_URL", "REDIS_URL", "ADMIN_PASSWORD", "METRICS_TOKEN", "LLAMA_API_KEY"}
+    secret = {
+        "SECRET_KEY",
+        "DATABASE_URL",
+        "REDIS_URL",
+        "ADMIN_PASSWORD",
+        "METRICS_TOKEN",
+        "LLAMA_API_KEY",
+        "HF_TOKEN",
+    }
     return {
         name: value
         for name, value in os.environ.items()
