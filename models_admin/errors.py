@@ -3,6 +3,7 @@
 LlamaProjError
 ├── Conflict ── IllegalMove      a state an instance can't go to from where it is
 ├── Conflict ── StillRunning     it must be stopped first
+├── Conflict ── NameTaken        another machine has this node's name
 └── Unavailable
     ├── NotServed                the model has no replica that could answer
     └── EngineMissing            this machine has no llama-server
@@ -21,6 +22,12 @@ class StillRunning(Conflict):
     """Stop the model first."""
 
     code = "model_running"
+
+
+class NameTaken(Conflict):
+    """Another machine is alive under this node's name."""
+
+    code = "node_name_taken"
 
 
 class NotServed(Unavailable):

@@ -1,21 +1,18 @@
 """Work on nodes: each has a Celery queue of its own, `node.<name>`. Every task may run twice, late, or never."""
 
-import os
 import threading
 from typing import Any
 
-import psutil
 import structlog
 from celery import shared_task
 from celery.signals import worker_ready, worker_shutting_down
 from django.db import close_old_connections
-from django.utils import timezone
 from django_redis import get_redis_connection
 from kombu.exceptions import OperationalError
 from redis import RedisError
 
 from llamaproj import env
-from models_admin import catalog, events, lifecycle
+from models_admin import catalog, events, lifecycle, node_facts
 from models_admin.models import Node
 
 log = structlog.get_logger(__name__)
@@ -35,6 +32,9 @@ def tick() -> None:
 def reconcile_node(name: str) -> None:
     """One pass over the node, and another soon where something is on its way."""
     _forget_waking(name)
+    if not node_facts.is_ours(name):
+        # Another machine has the name: its processes can't be seen from here, and would count as dead.
+        return
     again_in = lifecycle.reconcile(name)
     # One successor at a time, however many passes ask for one.
     if again_in is not None and _first(f"again:{name}", again_in):
@@ -76,21 +76,6 @@ def ask_scan(node_name: str) -> None:
     _send(scan_node, node_name)
 
 
-def this_node() -> Node:
-    """This machine in the catalog. Only its worker's `register` says that it is alive."""
-    facts = {"cpu_count": os.cpu_count() or 0, "memory_bytes": psutil.virtual_memory().total}
-    node, _ = Node.objects.update_or_create(name=env.NODE_NAME, defaults=facts)
-    return node
-
-
-def register() -> Node:
-    """Say that this machine's worker is alive."""
-    node = this_node()
-    node.last_seen = timezone.now()
-    node.save(update_fields=["last_seen"])
-    return node
-
-
 @worker_ready.connect
 def _on_ready(sender: Any, **_: object) -> None:
     """A node's worker announces itself, looks around once and goes on announcing."""
@@ -108,7 +93,7 @@ def _announce() -> None:
     first = True
     while True:
         try:
-            node = register()
+            node = node_facts.register()
             if first:
                 catalog.scan(node)
                 lifecycle.tidy()

@@ -9,7 +9,9 @@ from types import SimpleNamespace
 import psutil
 import pytest
 
-from monitoring.readings import Gpu, Nvml, ProcessId, Sampler
+from models_admin.gpus import Nvml
+from monitoring.readings import ProcessId, Sampler
+from tests.fake_nvml import Library
 
 
 class System:
@@ -215,62 +217,9 @@ def test_it_agrees_with_psutil_within_five_percent(tmp_path):
     )
 
 
-class Library:
-    """A scripted NVML with one GPU that doesn't know its power."""
-
-    NVML_TEMPERATURE_GPU = 0
-
-    class NVMLError(Exception):
-        pass
-
-    def __init__(self, *, installed=True):
-        self.installed = installed
-        self.opened = 0
-
-    def nvmlInit(self):
-        self.opened += 1
-        if not self.installed:
-            raise self.NVMLError("Shared Library Not Found")
-
-    def __getattr__(self, name):
-        answers = {
-            "nvmlDeviceGetCount": 1,
-            "nvmlDeviceGetHandleByIndex": "gpu0",
-            "nvmlDeviceGetUtilizationRates": SimpleNamespace(gpu=40),
-            "nvmlDeviceGetMemoryInfo": SimpleNamespace(used=10, total=80),
-            "nvmlDeviceGetTemperature": 55,
-            "nvmlDeviceGetName": "H200",
-            "nvmlDeviceGetComputeRunningProcesses": [SimpleNamespace(pid=1, usedGpuMemory=9)],
-            "nvmlDeviceGetGraphicsRunningProcesses": [SimpleNamespace(pid=1, usedGpuMemory=None)],
-        }
-
-        def call(*_):
-            if name not in answers:
-                raise self.NVMLError("Not Supported")
-            return answers[name]
-
-        return call
-
-
-def test_a_gpu_is_read_with_what_its_driver_knows():
-    (gpu,) = Nvml(Library()).read()
-    assert gpu == Gpu("H200", 40.0, 10, 80, 55, None, {1: 9})
-
-
 def test_a_process_is_told_how_much_gpu_memory_it_holds(system, clock, tmp_path):
     sampler = Sampler({"data": tmp_path}, system=system, gpus=Nvml(Library()).read, clock=clock)
     assert sampler.read({"a": ProcessId(1, 100.0)}).processes["a"].gpu_memory_bytes == 9
-
-
-def test_a_machine_without_nvml_has_no_gpus_and_is_asked_once():
-    library = Library(installed=False)
-    nvml = Nvml(library)
-    assert nvml.read() == nvml.read() == []
-    assert library.opened == 1
-
-
-def test_the_real_nvml_answers_or_is_absent():
-    assert all(gpu.name for gpu in Nvml().read())
 
 
 def test_the_whole_machine_can_be_read():

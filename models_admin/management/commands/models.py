@@ -8,7 +8,7 @@ from django.utils import timezone
 
 from llamaproj import env
 from llamaproj.errors import LlamaProjError
-from models_admin import actions, catalog, lifecycle, tasks
+from models_admin import actions, catalog, lifecycle, node_facts
 from models_admin.models import ModelFile, Node, ServedModel
 from models_admin.states import InstanceState as S
 
@@ -41,7 +41,7 @@ class Command(BaseCommand):
 
     def do_scan(self, options: dict[str, Any]) -> None:
         """Read the folders of this machine."""
-        found = catalog.scan(tasks.this_node())
+        found = catalog.scan(node_facts.this_node())
         folders = ", ".join(str(folder) for folder in env.MODELS_DIRS)
         self._say(
             options, f"{found.good} models, {found.broken} broken, {found.missing} missing in {folders}"
@@ -89,7 +89,7 @@ class Command(BaseCommand):
 
     def do_install_demo(self, options: dict[str, Any]) -> None:
         """Find the file and serve it."""
-        node = tasks.this_node()
+        node = node_facts.this_node()
         catalog.scan(node)
         served = actions.install_demo(node)
         self._say(
