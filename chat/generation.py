@@ -122,7 +122,7 @@ class Answer:
             body=self._body(messages),
             patience_s=_PATIENCE_S,
             avoid=self._last_replica,
-            on_wait=lambda: self._tell(writer, MessageStatus.LOADING, "loading model"),
+            on_wait=lambda word: self._tell(writer, MessageStatus.LOADING, word),
         )
         async with completion.run(call) as stream:
             self._last_replica = frozenset({stream.instance.pk})

@@ -65,7 +65,7 @@ class Call:
     path: str = CHAT_PATH
     patience_s: float = 30.0
     avoid: frozenset[UUID] = frozenset()
-    on_wait: Callable[[], None] = lambda: None
+    on_wait: Callable[[str], None] = lambda word: None
 
 
 @dataclass

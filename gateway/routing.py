@@ -5,24 +5,28 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from functools import partial
 from uuid import UUID
 
 from channels.db import database_sync_to_async
 
 from gateway.errors import ModelNotFound
+from models_admin import demand, tasks
 from models_admin.errors import NotServed
 from models_admin.models import Instance, ServedModel
-from models_admin.states import InstanceState
+from models_admin.states import InstanceState, Shortage
 
 # A replica that starts or restarts is worth waiting for; the pause between two looks is short beside a model's load.
 _LOOK_EVERY_S = 0.2
 # A replica that went away meanwhile is found out by asking it.
 _LOOK_HOLDS_S = 0.1
+# A large file on a slow disk; the reconciler gives up on a load that takes too long before we do.
+_LOADING_PATIENCE_S = 600.0
 
 # Requests this process has open on each replica. Other processes' requests are seen by llama-server's own queue.
 _open_requests: Counter[UUID] = Counter()
-_looks: dict[int, "asyncio.Future[tuple[list[Instance], bool]]"] = {}
+_looks: dict[int, "asyncio.Future[_Look]"] = {}
 
 
 async def pick(
@@ -30,58 +34,104 @@ async def pick(
     *,
     avoid: frozenset[UUID] = frozenset(),
     patience_s: float,
-    on_wait: Callable[[], None] = lambda: None,
+    on_wait: Callable[[str], None] = lambda word: None,
 ) -> Instance:
-    """The ready replica with the fewest open requests, waiting up to `patience_s` for one that is on its way.
+    """The ready replica with the fewest open requests, waiting up to `patience_s` for one that isn't there yet.
 
-    Replicas in `avoid` have just failed the caller; one of them is taken only where there is no other. `on_wait` is
-    called once if there is something to wait for. Raises `NotServed` or `ModelNotFound`.
+    A model that is loaded on demand is asked for; while it loads, patience is longer. Replicas in `avoid` have just
+    failed the caller; one of them is taken only where there is no other. `on_wait` is told in words what is waited for,
+    whenever that changes. Raises `NotServed` or `ModelNotFound`.
     """
-    deadline = time.monotonic() + patience_s
-    waited = False
+    began = time.monotonic()
+    told = ""
     while True:
-        replicas: list[Instance]
-        replicas, wanted = await _look(served_pk)
-        ready = [one for one in replicas if one.state == InstanceState.READY]
-        if ready:
-            return min(ready, key=lambda one: (one.pk in avoid, _open_requests[one.pk]))
-        if not wanted:
-            raise NotServed("The model isn't running. An administrator can start it on the Models page.")
-        if replicas and all(one.state == InstanceState.FAILED for one in replicas):
-            raise NotServed(
-                "The model failed to start. An administrator finds the reason on the Models page."
-            )
-        if time.monotonic() >= deadline:
-            raise NotServed("The model isn't ready yet; try again in a moment.", retry_after=5)
-        if not waited:
-            on_wait()
-            waited = True
+        look = await _look(served_pk)
+        if look.ready:
+            return min(look.ready, key=lambda one: (one.pk in avoid, _open_requests[one.pk]))
+        if refusal := look.refusal():
+            raise refusal
+        waited = time.monotonic() - began
+        if waited >= (_LOADING_PATIENCE_S if look.is_loading else patience_s):
+            raise look.impatience()
+        if (word := look.word()) != told:
+            on_wait(word)
+            told = word
         await asyncio.sleep(_LOOK_EVERY_S)
 
 
-async def _look(served_pk: int) -> tuple[list[Instance], bool]:
+@dataclass(frozen=True)
+class _Look:
+    """What runs of a model at a moment."""
+
+    wanted: bool
+    replicas: tuple[Instance, ...]
+
+    @property
+    def ready(self) -> list[Instance]:
+        return [one for one in self.replicas if one.state == InstanceState.READY]
+
+    @property
+    def is_loading(self) -> bool:
+        return any(one.state == InstanceState.STARTING for one in self.replicas)
+
+    def refusal(self) -> NotServed | None:
+        """Why it is useless to wait."""
+        if not self.wanted:
+            return NotServed("The model isn't running. An administrator can start it on the Models page.")
+        if self.replicas and all(one.state == InstanceState.FAILED for one in self.replicas):
+            return NotServed(
+                "The model failed to start. An administrator finds the reason on the Models page."
+            )
+        if self.replicas and all(one.cause == Shortage.TOO_LARGE for one in self.replicas):
+            return NotServed("The model is too large for every machine that could run it.")
+        return None
+
+    def impatience(self) -> NotServed:
+        """Why it was useless to wait so long."""
+        if any(one.cause == Shortage.NO_ROOM for one in self.replicas):
+            return NotServed("All memory is in use by other models; try again in a moment.", retry_after=10)
+        return NotServed("The model isn't ready yet; try again in a moment.", retry_after=5)
+
+    def word(self) -> str:
+        """What is waited for."""
+        shares = [one.progress for one in self.replicas if one.state == InstanceState.STARTING]
+        best = max((share for share in shares if share is not None), default=0)
+        if best:
+            return f"loading model {best} %"
+        if any(one.cause == Shortage.NO_ROOM for one in self.replicas):
+            return "waiting for memory"
+        return "loading model"
+
+
+async def _look(served_pk: int) -> _Look:
     """What runs of a model. Requests that look at about the same moment share one look, however many wait."""
     look = _looks.get(served_pk)
     if look is None:
-        look = _looks[served_pk] = asyncio.ensure_future(_replicas(served_pk))
+        look = _looks[served_pk] = asyncio.ensure_future(_look_now(served_pk))
         look.add_done_callback(partial(_forget_look, served_pk))
     return await asyncio.shield(look)
 
 
-def _forget_look(served_pk: int, look: "asyncio.Future[tuple[list[Instance], bool]]") -> None:
+def _forget_look(served_pk: int, look: "asyncio.Future[_Look]") -> None:
     failed = look.cancelled() or look.exception() is not None
     asyncio.get_running_loop().call_later(0 if failed else _LOOK_HOLDS_S, _looks.pop, served_pk, None)
 
 
 @database_sync_to_async
-def _replicas(served_pk: int) -> tuple[list[Instance], bool]:
+def _look_now(served_pk: int) -> _Look:
     served = ServedModel.objects.filter(pk=served_pk).first()
     if served is None:
         raise ModelNotFound
-    replicas = list(
+    replicas = tuple(
         Instance.objects.current().filter(served=served).select_related("node", "served__external")
     )
-    return replicas, served.desired_replicas > 0
+    look = _Look(served.enabled or served.desired_replicas > 0, replicas)
+    if look.wanted and not look.ready and served.external_id is None:
+        # Said again at each look: once nobody waits any more, it isn't loaded for nobody.
+        demand.ask(served_pk)
+        if not replicas:
+            tasks.wake_all()
+    return look
 
 
 @contextmanager

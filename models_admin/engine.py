@@ -31,8 +31,12 @@ class Engine:
         return flag in self.flags
 
 
-def find() -> Engine:
-    """The engine of this machine. Raises `EngineMissing` with the reason."""
+def find(binary: str = "") -> Engine:
+    """The engine of this machine: `binary` where one is named. Raises `EngineMissing` with the reason."""
+    if binary:
+        if shutil.which(binary) is None:
+            raise EngineMissing(f"{binary} isn't a program that can be run on this machine.")
+        return _outside(binary)
     if env.LLAMA_SERVER_BIN:
         path = shutil.which(env.LLAMA_SERVER_BIN)
         if path is None:

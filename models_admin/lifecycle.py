@@ -1,13 +1,11 @@
-"""What is wanted and what is: one pass that brings a node's llama-servers a step nearer to what is wanted.
+"""One pass that brings a node's llama-servers a step nearer to what the scheduler wants of them.
 
-`reconcile` looks, compares, takes the next step for each instance and returns; waiting is a state, never a sleep. It
-may run at any moment, twice, or after a crash of anything: whatever it finds half done, it finishes.
+`reconcile` looks, takes the next step for each instance and returns; waiting is a state, never a sleep. It may run at
+any moment, twice, or after a crash of anything: whatever it finds half done, it finishes.
 """
 
 import random
 import shutil
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from pathlib import Path
@@ -15,41 +13,44 @@ from signal import SIGKILL, SIGTERM
 
 import psutil
 import structlog
-from django.db import OperationalError, connection, transaction
 from django.utils import timezone
 
 from llamaproj.errors import LlamaProjError
 from models_admin import (
-    catalog,
     engine,
     events,
+    footprint,
     instance_log,
     launch,
     launch_config,
+    loading,
     notes,
     process,
+    scheduler,
     secret_box,
+    usage,
 )
-from models_admin.models import Instance, Node, ServedModel
+from models_admin.launch_config import LaunchConfig
+from models_admin.locks import alone
+from models_admin.models import Instance, ModelFile, Node, PortalConfig, ServedModel
 from models_admin.probe import Health, Probe
 from models_admin.states import InstanceState as S
 
 log = structlog.get_logger(__name__)
 
-# What an instance may be asked to give up first when there are too many.
-_LEAST_USEFUL_FIRST = (S.FAILED, S.BACKING_OFF, S.CRASHED, S.UNREACHABLE, S.PENDING, S.STARTING, S.READY)
-_KEPT_STOPPED = 10
 _REASON_LOG_LINES = 12
+# Of two passes over one node the second waits so long for the first.
+_WAIT_MS = 1500
 
 
 @dataclass(frozen=True)
 class Patience:
-    """How long each state may last, in seconds."""
+    """How long each state may last, in seconds. None: what the model's launch configuration says."""
 
-    start: float = 120.0
+    start: float | None = None
     load_bytes_per_s: float = 50e6  # added to `start` for large files on slow disks
-    silent: float = 30.0
-    drain: float = 30.0
+    silent: float | None = None
+    drain: float | None = None
     term: float = 5.0
     ready_long: float = 60.0
     crashes: int = 5
@@ -67,11 +68,11 @@ def reconcile(node_name: str, patience: Patience | None = None) -> float | None:
 
     Of two passes over one node the second waits a moment for the first, and leaves if that isn't enough.
     """
-    with _alone(node_name) as alone:
-        if not alone:
+    with alone(f"reconcile:{node_name}", _WAIT_MS) as is_alone:
+        if not is_alone:
             return None
+        scheduler.schedule(node_name)
         node = Node.objects.get(name=node_name)
-        _adjust_replicas(node)
         one_pass = _Pass(node, patience or Patience())
         for instance in list(
             Instance.objects.current()
@@ -88,13 +89,13 @@ def stop_all(node_name: str, *, wait_s: float = 2.0) -> int:
 
     Returns how many processes were ended.
     """
-    with _alone(node_name) as alone:
-        if not alone:
+    with alone(f"reconcile:{node_name}", _WAIT_MS) as is_alone:
+        if not is_alone:
             raise LlamaProjError("The node's worker is busy; try again.")
         instances = list(
             Instance.objects.current().filter(node__name=node_name).select_related("node", "served")
         )
-        living = [found for one in instances if (found := process.find(one.pid, one.pid_created))]
+        living = [found for one in instances if (found := _process_of(one))]
         living += [found for found in process.with_mark(process.mark_of_all()) if found not in living]
         for one in living:
             process.send(one, SIGTERM)
@@ -119,43 +120,24 @@ def tidy() -> None:
             process.send(found, SIGKILL)
 
 
-def _adjust_replicas(node: Node) -> None:
-    """Make rows where replicas are missing, let go of surplus ones."""
-    for served in ServedModel.objects.filter(file__node=node):
-        instances = Instance.objects.current().filter(served=served, node=node).exclude(state=S.DRAINING)
-        replicas = sorted(instances, key=lambda one: _LEAST_USEFUL_FIRST.index(S(one.state)))
-        for _ in range(served.desired_replicas - len(replicas)):
-            _forget_old(served)
-            instance = Instance.objects.create(served=served, node=node, reason="Waiting to be started.")
-            events.instance_changed(served.pk, instance.pk)
-        for instance in replicas[: max(0, len(replicas) - served.desired_replicas)]:
-            if instance.state in {S.STARTING, S.READY}:
-                instance.move_to(S.DRAINING, "Finishing its last answers.")
-            else:
-                _stopped(instance, "Stopped.")
-
-
-def _forget_old(served: ServedModel) -> None:
-    stopped = served.instances.filter(state=S.STOPPED, pid=None).order_by("-state_since")
-    for old in stopped[_KEPT_STOPPED:]:
-        instance_log.remove(str(old.pk))
-        old.delete()
-
-
 def _end_forgotten(node: Node) -> None:
     """End processes of rows that count as stopped; the row forgets its pid only once the process is gone."""
     for instance in Instance.objects.filter(node=node, state=S.STOPPED, pid__isnull=False):
-        found = process.find(instance.pid, instance.pid_created)
+        found = _process_of(instance)
         if found:
             process.send(found, SIGKILL)
         else:
             Instance.objects.filter(pk=instance.pk, state=S.STOPPED).update(pid=None, pid_created=None)
 
 
+def _process_of(instance: Instance) -> psutil.Process | None:
+    return process.find(instance.pid, process.mark(str(instance.pk)))
+
+
 def _stopped(instance: Instance, reason: str) -> None:
     # Another process couldn't use what this one has kept of its conversations.
     shutil.rmtree(launch.slots_of(str(instance.pk)), ignore_errors=True)
-    found = process.find(instance.pid, instance.pid_created)
+    found = _process_of(instance)
     kept = {} if found else {"pid": None, "pid_created": None}
     instance.move_to(
         S.STOPPED,
@@ -163,6 +145,7 @@ def _stopped(instance: Instance, reason: str) -> None:
         port=None,
         api_key_encrypted=b"",
         memory_bytes=None,
+        progress=None,
         term_at=None,
         retry_at=None,
         **kept,
@@ -175,6 +158,7 @@ class _Pass:
     def __init__(self, node: Node, patience: Patience) -> None:
         self.node = node
         self.patience = patience
+        self.portal = PortalConfig.current()
         self.now = timezone.now()
         self.again_in: float | None = None
 
@@ -184,6 +168,7 @@ class _Pass:
             S.PENDING: self._launch,
             S.STARTING: self._watch_start,
             S.READY: self._watch,
+            S.UNREACHABLE: self._come_back,
             S.DRAINING: self._drain,
             S.CRASHED: self._judge,
             S.BACKING_OFF: self._wait,
@@ -211,14 +196,19 @@ class _Pass:
         if file is None or not Path(file.path).is_file():
             self._explain(instance, f"The file {file.path if file else ''} isn't there.")
             return
-        if shortage := self._shortage(instance):
-            self._explain(instance, shortage)
+        if self._is_short(instance):
+            # Another machine may have room by now, or this one again in a moment.
+            self._set(instance, node=None, file=None, reason="Waiting for free memory.")
+            events.instance_changed(instance.served_id, instance.pk)
             return
+        config = self.config(instance)
         try:
-            found_engine = engine.find()
-            spec = self._spec(instance)
+            found_engine = engine.find(config.binary)
+            spec = self._spec(instance, file, config)
+            spec.argv(found_engine)
         except LlamaProjError as error:
-            instance.move_to(S.FAILED, error.message)
+            # What it would have been launched with: other settings are another try.
+            instance.move_to(S.FAILED, error.message, launched=config.snapshot())
             return
         api_key = launch.new_api_key()
         # Said before it is done: a worker that dies in between leaves a row that tells its successor to look.
@@ -227,12 +217,15 @@ class _Pass:
             "Loading the model.",
             port=spec.port,
             api_key_encrypted=secret_box.seal(api_key),
+            launched=config.snapshot(),
             pid=None,
             pid_created=None,
             started_at=self.now,
             ready_at=None,
             unhealthy_since=None,
             term_at=None,
+            progress=0,
+            cause="",
         )
         if not moved:
             return
@@ -249,24 +242,39 @@ class _Pass:
         if instance.pid is None and not self._adopt(instance):
             self._crashed(instance, "It never came to life: the worker ended while starting it.")
             return
-        found = process.find(instance.pid, instance.pid_created)
+        found = _process_of(instance)
         if found is None:
             self._crashed(instance, process.ending_of(instance.pid))
             return
         if Probe.of(instance).health() is Health.OK:
-            instance.move_to(S.READY, "Ready for requests.", ready_at=timezone.now())
+            instance.move_to(
+                S.READY,
+                "Ready for requests.",
+                ready_at=timezone.now(),
+                progress=None,
+                memory_bytes=found.memory_info().rss,
+            )
             self._soon(0.25)
             return
         file = instance.file or instance.served.file
-        allowed = self.patience.start + (file.size_bytes if file else 0) / self.patience.load_bytes_per_s
-        if self._age(instance.state_since) > allowed:
+        patience = (
+            self.config(instance).start_timeout_s if self.patience.start is None else self.patience.start
+        )
+        allowed = patience + (file.size_bytes if file else 0) / self.patience.load_bytes_per_s
+        # By the process's own age: a clock that was set doesn't make a load too long.
+        age = process.age_s(found)
+        if age > allowed:
             process.send(found, SIGKILL)
             self._crashed(instance, f"It didn't become ready within {allowed:.0f} seconds.")
             return
-        self._soon(0.25 if self._age(instance.state_since) < 10 else 1.0)
+        progress = loading.progress(found, instance, age)
+        if progress != instance.progress:
+            self._set(instance, progress=progress)
+            events.instance_changed(instance.served_id, instance.pk)
+        self._soon(0.25 if age < 10 else 1.0)
 
     def _watch(self, instance: Instance) -> None:
-        found = process.find(instance.pid, instance.pid_created)
+        found = _process_of(instance)
         if found is None:
             self._crashed(instance, process.ending_of(instance.pid))
             return
@@ -285,21 +293,38 @@ class _Pass:
         memory = found.memory_info().rss
         if abs(memory - (instance.memory_bytes or 0)) > memory / 50:
             changes["memory_bytes"] = memory
+            footprint.note(instance, memory, self.now)
         if changes:
             self._set(instance, **changes)
             events.instance_changed(instance.served_id, instance.pk)
-        self._note_rate(instance)
+        if usage.observe(instance, self.now):
+            self._set(instance, last_used_at=self.now)
+            ServedModel.objects.filter(pk=instance.served_id).update(last_used_at=self.now)
+
+    def _come_back(self, instance: Instance) -> None:
+        """This machine was out of reach for the others; what went on here meanwhile counts again."""
+        found = _process_of(instance)
+        if found is None:
+            self._crashed(instance, "It ended while its machine was out of reach.")
+        elif instance.ready_at is None or Probe.of(instance).health() is not Health.OK:
+            # Where it was in its life isn't known any more: a new one is simpler than to guess.
+            process.send(found, SIGKILL)
+            self._crashed(instance, "It wasn't ready when its machine came back.")
+        else:
+            instance.move_to(S.READY, "Ready for requests again.", unhealthy_since=None)
 
     def _silent(self, instance: Instance, found: psutil.Process) -> None:
+        config = self.config(instance)
+        allowed = config.health_timeout_s if self.patience.silent is None else self.patience.silent
         if instance.unhealthy_since is None:
             self._set(instance, unhealthy_since=self.now)
             self._explain(instance, "It doesn't answer at the moment.")
-        elif self._age(instance.unhealthy_since) > self.patience.silent:
+        elif self._age(instance.unhealthy_since) > allowed:
             process.send(found, SIGKILL)
-            self._crashed(instance, f"It didn't answer for {self.patience.silent:.0f} seconds.")
+            self._crashed(instance, f"It didn't answer for {allowed:.0f} seconds.")
 
     def _drain(self, instance: Instance) -> None:
-        found = process.find(instance.pid, instance.pid_created)
+        found = _process_of(instance)
         if found is None:
             _stopped(instance, "Stopped.")
             return
@@ -307,7 +332,10 @@ class _Pass:
             age = self._age(instance.state_since)
             # A request that was routed just before the state changed has a second to arrive.
             idle = instance.ready_at is None or (age > 1.0 and Probe.of(instance).is_idle())
-            if idle or age > self.patience.drain:
+            patience = (
+                self.config(instance).drain_timeout_s if self.patience.drain is None else self.patience.drain
+            )
+            if idle or age > patience:
                 process.send(found, SIGTERM)
                 self._set(instance, term_at=self.now)
         elif self._age(instance.term_at) > self.patience.term:
@@ -332,22 +360,24 @@ class _Pass:
 
     def _wait(self, instance: Instance) -> None:
         left = -self._age(instance.retry_at)
-        if left <= 0:
+        # A clock that was set back must not make it wait for hours.
+        if left <= 0 or left > self.patience.backoff_most * 1.25:
             instance.move_to(S.PENDING, "Starting again.", retry_at=None)
         elif left < 5:
             self._soon(left)
 
     # Their parts --------------------------------------------------------------------------------------------------
 
-    def _spec(self, instance: Instance) -> launch.LaunchSpec:
-        served, config = instance.served, launch_config.of(instance.served)
-        file = instance.file or served.file
-        assert file is not None, "only what has a file is launched"
+    def config(self, instance: Instance) -> LaunchConfig:
+        """What holds for the instance's model."""
+        return launch_config.of(instance.served, self.portal)
+
+    def _spec(self, instance: Instance, file: ModelFile, config: LaunchConfig) -> launch.LaunchSpec:
         host = config.host or self.node.address
         ports = range(config.first_port, config.last_port + 1)
         return launch.LaunchSpec(
             model_path=file.path,
-            alias=served.slug,
+            alias=instance.served.slug,
             host=host,
             port=launch.free_port(host, self._taken_ports(), ports),
             config=config,
@@ -357,7 +387,7 @@ class _Pass:
 
     def _crashed(self, instance: Instance, reason: str) -> None:
         log.warning("crashed", instance=str(instance), pid=instance.pid, reason=reason)
-        instance.move_to(S.CRASHED, reason, port=None, memory_bytes=None)
+        instance.move_to(S.CRASHED, reason, port=None, memory_bytes=None, progress=None)
 
     def _adopt(self, instance: Instance) -> bool:
         """Find the process that a worker spawned just before it died."""
@@ -366,29 +396,19 @@ class _Pass:
             return True
         return False
 
-    def _shortage(self, instance: Instance) -> str:
-        """What is missing for this replica, in a sentence; empty when it fits."""
-        needed = catalog.needed_bytes(instance.served)
-        if needed is None or instance.served.gpu_layers or _has_gpu():
-            # What goes to which device is the engine's to decide there.
-            return ""
-        loading = Instance.objects.filter(node=self.node, state=S.STARTING).select_related("served__file")
-        promised = sum(catalog.needed_bytes(other.served) or 0 for other in loading)
-        free = psutil.virtual_memory().available - promised
-        if needed <= free:
-            return ""
-        return (
-            f"It needs about {_gib(needed)} of memory and {_gib(max(0, free))} are free on {self.node.name}."
+    def _is_short(self, instance: Instance) -> bool:
+        """True where the memory it was promised is gone by now: others than the portal use it, too."""
+        if self.node.gpus or instance.expected_bytes is None:
+            return False
+        loading_ones = Instance.objects.filter(node=self.node, state=S.STARTING)
+        promised = sum(
+            max(0, (other.expected_bytes or 0) - (other.memory_bytes or 0)) for other in loading_ones
         )
+        return instance.expected_bytes > psutil.virtual_memory().available - promised
 
     def _taken_ports(self) -> frozenset[int]:
         ports = Instance.objects.filter(node=self.node, port__isnull=False).values_list("port", flat=True)
         return frozenset(port for port in ports if port is not None)
-
-    def _note_rate(self, instance: Instance) -> None:
-        written = Probe.of(instance).predicted_tokens()
-        if written is not None and notes.tell_written(instance.pk, written, timezone.now().timestamp()):
-            events.instance_changed(instance.served_id, instance.pk)
 
     def _explain(self, instance: Instance, reason: str) -> None:
         """Say why it stays in its state."""
@@ -404,32 +424,3 @@ class _Pass:
     def _age(self, since: datetime | None) -> float:
         """Seconds since then; negative for what lies ahead."""
         return (timezone.now() - since).total_seconds() if since else 0.0
-
-
-def _has_gpu() -> bool:
-    return Path("/dev/nvidiactl").exists() or Path("/dev/kfd").exists()
-
-
-def _gib(count: int) -> str:
-    return f"{count / 2**30:.1f} GiB"
-
-
-@contextmanager
-def _alone(node_name: str, wait_ms: int = 1500) -> Iterator[bool]:
-    """Hold the node's lock. False when another process holds it for longer than `wait_ms`.
-
-    A session's lock: PostgreSQL frees it when its holder dies.
-    """
-    key = f"reconcile:{node_name}"
-    with connection.cursor() as cursor:
-        try:
-            with transaction.atomic():
-                cursor.execute("SELECT set_config('lock_timeout', %s, true)", [f"{wait_ms}ms"])
-                cursor.execute("SELECT pg_advisory_lock(hashtextextended(%s, 0))", [key])
-        except OperationalError:
-            yield False
-            return
-        try:
-            yield True
-        finally:
-            cursor.execute("SELECT pg_advisory_unlock(hashtextextended(%s, 0))", [key])

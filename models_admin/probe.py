@@ -9,7 +9,12 @@ import httpx
 from models_admin.models import Instance
 
 _TIMEOUT_S = 2.0
-_PREDICTED = "llamacpp:tokens_predicted_total "
+_COUNTED = {
+    "llamacpp:prompt_tokens_total": "prompt_tokens",
+    "llamacpp:tokens_predicted_total": "predicted_tokens",
+    "llamacpp:requests_processing": "busy",
+    "llamacpp:requests_deferred": "queued",
+}
 
 
 class Health(Enum):
@@ -18,6 +23,16 @@ class Health(Enum):
     OK = "ok"
     LOADING = "loading"
     SILENT = "silent"
+
+
+@dataclass(frozen=True)
+class Activity:
+    """Tokens read and written since the start, slots at work, requests that wait for a slot."""
+
+    prompt_tokens: int
+    predicted_tokens: int
+    busy: int
+    queued: int
 
 
 @dataclass(frozen=True)
@@ -53,18 +68,20 @@ class Probe:
         except (ValueError, AttributeError):
             return False
 
-    def predicted_tokens(self) -> int | None:
-        """Tokens written since it started."""
+    def activity(self) -> Activity | None:
+        """What it is doing and has done since it started. None where it doesn't say."""
         answer = self._get("/metrics")
         if answer is None or answer.status_code != httpx.codes.OK:
             return None
+        values = dict.fromkeys(_COUNTED, 0)
         for line in answer.text.splitlines():
-            if line.startswith(_PREDICTED):
+            name, _, value = line.partition(" ")
+            if name in values:
                 try:
-                    return int(float(line.removeprefix(_PREDICTED)))
-                except ValueError:
+                    values[name] = int(float(value))
+                except (ValueError, OverflowError):
                     return None
-        return None
+        return Activity(**{field: values[name] for name, field in _COUNTED.items()})
 
     def _get(self, path: str) -> httpx.Response | None:
         try:

@@ -1,16 +1,16 @@
-"""Processes by their identity: pid and start time. A stranger that was given an old pid is never touched."""
+"""Processes by their identity: pid and the mark they were spawned with. A stranger that was given an old pid is never
+touched."""
 
 import os
 import signal
 import subprocess
+import time
 from collections.abc import Iterator
+from pathlib import Path
 
 import psutil
 
 from llamaproj import env
-
-# The start time is computed from the boot time, which moves a little when the clock is set.
-_SAME_START_S = 1.5
 
 # Processes this worker spawned itself: their ends must be collected. Adopted ones are init's children.
 _children: dict[int, subprocess.Popen[bytes]] = {}
@@ -26,18 +26,29 @@ def keep(child: subprocess.Popen[bytes]) -> float:
         return 0.0
 
 
-def find(pid: int | None, created: float | None) -> psutil.Process | None:
-    """The living process with this identity."""
-    if pid is None or created is None:
+def find(pid: int | None, mark: dict[str, str]) -> psutil.Process | None:
+    """The living process with this pid, if it carries `mark` in its environment.
+
+    Start times are no identity: they are told by the clock, which may be set while a process runs.
+    """
+    if pid is None:
         return None
     _collect(pid)
     try:
         found = psutil.Process(pid)
-        if abs(found.create_time() - created) > _SAME_START_S or found.status() == psutil.STATUS_ZOMBIE:
-            return None
+        return found if found.status() != psutil.STATUS_ZOMBIE and _has(found, mark) else None
     except psutil.NoSuchProcess:
         return None
-    return found
+
+
+def age_s(process: psutil.Process) -> float:
+    """Seconds since the process started, whatever was done to the clock meanwhile (Linux; elsewhere by the clock)."""
+    try:
+        # Field 22 of proc_pid_stat(5), in ticks since the boot; what stands in brackets may hold spaces.
+        fields = Path(f"/proc/{process.pid}/stat").read_text().rpartition(")")[2].split()
+        return time.clock_gettime(time.CLOCK_BOOTTIME) - int(fields[19]) / os.sysconf("SC_CLK_TCK")
+    except (OSError, AttributeError, IndexError):
+        return max(0.0, time.time() - process.create_time())
 
 
 def ending_of(pid: int | None) -> str:
@@ -78,11 +89,17 @@ def with_mark(mark: dict[str, str]) -> Iterator[psutil.Process]:
     """Living processes whose environment holds all of `mark`, heads of their group only."""
     for process in psutil.process_iter():
         try:
-            environment = process.environ()
-            if mark.items() <= environment.items() and os.getpgid(process.pid) == process.pid:
+            if _has(process, mark) and os.getpgid(process.pid) == process.pid:
                 yield process
         except (psutil.Error, OSError):
             continue
+
+
+def _has(process: psutil.Process, mark: dict[str, str]) -> bool:
+    try:
+        return mark.items() <= process.environ().items()
+    except (psutil.AccessDenied, psutil.ZombieProcess, OSError):
+        return False
 
 
 def _collect(pid: int) -> None:

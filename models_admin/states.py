@@ -35,6 +35,13 @@ MOVES: dict[InstanceState, frozenset[InstanceState]] = {
 ALIVE = frozenset({S.STARTING, S.READY, S.DRAINING})
 
 
+class Shortage(models.TextChoices):
+    """Why no place has been found for a replica."""
+
+    NO_ROOM = "no_room", "others use the memory now"
+    TOO_LARGE = "too_large", "no machine is large enough"
+
+
 class DownloadState(models.TextChoices):
     """Where a download is in its life."""
 

@@ -97,4 +97,4 @@ def state_of(served: ServedModel) -> str:
 
 
 def living(instance: Instance) -> psutil.Process | None:
-    return process.find(instance.pid, instance.pid_created)
+    return process.find(instance.pid, process.mark(str(instance.pk)))

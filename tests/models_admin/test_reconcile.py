@@ -1,5 +1,6 @@
 import os
 import signal
+import subprocess
 import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -216,12 +217,24 @@ def test_a_start_of_which_nothing_is_left_is_a_crash(served: ServedModel, node: 
 
 def test_a_stranger_with_the_same_pid_is_left_alone(ready: ServedModel, passes: Passes) -> None:
     found = living(only(ready))
+    with subprocess.Popen(["sleep", "60"]) as stranger:
+        # As if our process had ended and the system had given its pid to this one.
+        Instance.objects.update(pid=stranger.pid)
+        want(ready, 0)
+        passes.until(lambda: state_of(ready) == "stopped")
+        assert stranger.poll() is None
+        stranger.kill()
     assert found is not None
-    # As if our process had ended and the system had given its pid to this one an hour later.
+    found.kill()
+
+
+def test_a_clock_that_was_set_makes_no_stranger_of_what_runs(ready: ServedModel, passes: Passes) -> None:
+    found = living(only(ready))
+    assert found is not None
     Instance.objects.update(pid_created=found.create_time() - 3600)
-    want(ready, 0)
-    passes.until(lambda: state_of(ready) == "stopped")
-    assert found.is_running()
+    for _ in range(3):
+        passes.once()
+    assert (state_of(ready), only(ready).pid, only(ready).crashes) == (S.READY, found.pid, 0)
 
 
 def test_a_process_whose_row_counts_as_stopped_is_ended(ready: ServedModel, passes: Passes) -> None:
