@@ -7,18 +7,28 @@ from django import forms
 from django.contrib import admin, messages
 from django.db.models import QuerySet
 from django.forms import ModelForm
-from django.http import HttpRequest
+from django.http import HttpRequest, HttpResponse
+from django.shortcuts import redirect
 from django.urls import reverse
 from django.utils.html import format_html
 from unfold.admin import ModelAdmin, TabularInline
 from unfold.decorators import display
-from unfold.widgets import UnfoldAdminTextInputWidget
+from unfold.widgets import UnfoldAdminTextareaWidget, UnfoldAdminTextInputWidget
 
 from accounts.access import person
 from llamaproj.errors import LlamaProjError
-from models_admin import access, actions, overview
-from models_admin.forms import ServedModelForm
-from models_admin.models import Instance, InstanceChange, ModelFile, Node, ServedModel
+from models_admin import access, actions, configuration, overview, replacement
+from models_admin.forms import (
+    LAUNCH_GROUPS,
+    LIST_FIELDS,
+    MODEL_GROUPS,
+    OPEN_GROUPS,
+    PORTAL_GROUPS,
+    LaunchForm,
+    PortalConfigForm,
+    ServedModelForm,
+)
+from models_admin.models import Instance, InstanceChange, ModelFile, Node, PortalConfig, ServedModel
 from models_admin.templatetags.amounts import age, as_bytes, as_count
 
 # Unfold's colours for a state's word.
@@ -49,15 +59,36 @@ class ReadOnly:
         return False
 
 
-class _ServedForm(ServedModelForm):
-    flags = forms.CharField(required=False, label="Further flags", widget=UnfoldAdminTextInputWidget)
+def fieldsets(groups: tuple[tuple[str, tuple[str, ...]], ...]) -> list[tuple[str, dict[str, Any]]]:
+    """Groups of a form as the admin site has them; those that few need are folded."""
+    return [
+        (title, {"fields": names, "classes": () if title in OPEN_GROUPS else ("collapse",)})
+        for title, names in groups
+    ]
+
+
+class LaunchAdmin(ModelAdmin):
+    """Forms with launch parameters, in the admin site's dress."""
+
+    def formfield_for_dbfield(self, db_field: Any, request: HttpRequest, **kwargs: Any) -> Any:
+        """Lists are typed as on the portal's own pages."""
+        if db_field.name in LIST_FIELDS:
+            several = issubclass(LIST_FIELDS[db_field.name].widget, forms.Textarea)
+            kwargs["widget"] = UnfoldAdminTextareaWidget() if several else UnfoldAdminTextInputWidget()
+            return db_field.formfield(**kwargs | {"form_class": LIST_FIELDS[db_field.name]})
+        return super().formfield_for_dbfield(db_field, request, **kwargs)
+
+    def say_replacements(self, request: HttpRequest, form: LaunchForm) -> None:
+        """Tell which running replicas the change replaces."""
+        if sentence := replacement.in_words(form.replacements()):
+            self.message_user(request, sentence, messages.WARNING)
 
 
 @admin.register(ServedModel)
-class ServedModelAdmin(ModelAdmin):
-    form = _ServedForm
-    list_display = ("name", "slug", "shown_state", "desired_replicas", "shown_memory", "file")
-    list_select_related = ("file__node",)
+class ServedModelAdmin(LaunchAdmin):
+    form = ServedModelForm
+    list_display = ("name", "slug", "shown_state", "min_replicas", "max_replicas", "shown_memory", "file")
+    list_select_related = ("file__node", "external")
     search_fields = ("slug", "name", "file__path")
     actions = ("start_models", "stop_models", "restart_models")
     readonly_fields = ("shown_state", "page")
@@ -66,18 +97,10 @@ class ServedModelAdmin(ModelAdmin):
         """With what the list shows."""
         return access.visible(person(request))
 
-    def get_fields(self, request: HttpRequest, obj: ServedModel | None = None) -> tuple[str, ...]:
+    def get_fieldsets(self, request: HttpRequest, obj: ServedModel | None = None) -> Any:
         """The file is chosen once; the models page offers the same with better suggestions."""
-        own = (*ServedModelForm.Meta.fields, "flags")
-        return ("page", "shown_state", *own) if obj else ("file", *own)
-
-    def get_form(
-        self, request: HttpRequest, obj: ServedModel | None = None, change: bool = False, **kw: Any
-    ) -> Any:
-        """Adding asks for the file, too."""
-        if obj is None:
-            kw["fields"] = ("file", *ServedModelForm.Meta.fields)
-        return super().get_form(request, obj, change, **kw)
+        groups = fieldsets(MODEL_GROUPS + LAUNCH_GROUPS)
+        return [(None, {"fields": ("page", "shown_state") if obj else ("file",)}), *groups]
 
     def has_delete_permission(self, request: HttpRequest, obj: ServedModel | None = None) -> bool:
         """Only what doesn't run."""
@@ -91,6 +114,7 @@ class ServedModelAdmin(ModelAdmin):
         assert isinstance(form, ServedModelForm)
         by = person(request)
         if change:
+            self.say_replacements(request, form)
             row = ServedModel.objects.select_related("file__node").get(pk=obj.pk)
             actions.change(row, by=by, **form.values())
         else:
@@ -151,6 +175,36 @@ class ServedModelAdmin(ModelAdmin):
                 self.message_user(request, f"{served.name}: {done}.", messages.SUCCESS)
 
 
+@admin.register(PortalConfig)
+class PortalConfigAdmin(LaunchAdmin):
+    form = PortalConfigForm
+    fieldsets = fieldsets(PORTAL_GROUPS)
+
+    def has_add_permission(self, request: HttpRequest) -> bool:
+        """There is one row."""
+        return False
+
+    def has_delete_permission(self, request: HttpRequest, obj: PortalConfig | None = None) -> bool:
+        """There is always one row."""
+        return False
+
+    def changelist_view(self, request: HttpRequest, extra_context: Any = None) -> HttpResponse:
+        """The one row instead of a list."""
+        return redirect("admin:models_admin_portalconfig_change", 1)
+
+    def get_object(self, request: HttpRequest, object_id: str, from_field: str | None = None) -> PortalConfig:
+        """The row, also before anybody has written it."""
+        return PortalConfig.current()
+
+    def save_model(
+        self, request: HttpRequest, obj: PortalConfig, form: "ModelForm[PortalConfig]", change: bool
+    ) -> None:
+        """Through the action that also audits and tells the nodes."""
+        assert isinstance(form, PortalConfigForm)
+        self.say_replacements(request, form)
+        configuration.change(by=person(request), **form.values())
+
+
 @admin.register(ModelFile)
 class ModelFileAdmin(ReadOnly, ModelAdmin):
     list_display = (
@@ -190,8 +244,18 @@ class ModelFileAdmin(ReadOnly, ModelAdmin):
 
 
 @admin.register(Node)
-class NodeAdmin(ReadOnly, ModelAdmin):
+class NodeAdmin(ReadOnly, LaunchAdmin):
     list_display = ("name", "address", "cpu_count", "shown_memory", "shown_alive", "last_seen")
+    fields = ("name", "address", "labels", "accepts_replicas", "memory_limit_bytes")
+    readonly_fields = ("name",)
+
+    def has_change_permission(self, request: HttpRequest, obj: Any = None) -> bool:
+        """What administrators say of a machine; the rest is what its worker says."""
+        return access.may_manage(person(request))
+
+    def save_model(self, request: HttpRequest, obj: Node, form: "ModelForm[Node]", change: bool) -> None:
+        """Through the action that also audits and tells the nodes."""
+        configuration.change_node(obj, by=person(request), **form.cleaned_data)
 
     @display(description="Memory")
     def shown_memory(self, node: Node) -> str:

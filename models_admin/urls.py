@@ -6,6 +6,7 @@ from models_admin import views
 
 urlpatterns = [
     path("", views.index, name="models"),
+    path("config/", views.config, name="models-config"),
     path("scan/", views.scan, name="models-scan"),
     path("add/<int:pk>/", views.add, name="model-add"),
     path("<slug:slug>/", views.detail, name="model"),

@@ -4,6 +4,7 @@ from collections.abc import Callable
 
 from django.contrib import messages
 from django.contrib.auth.decorators import login_required
+from django.db import transaction
 from django.http import HttpRequest, HttpResponse
 from django.shortcuts import get_object_or_404, redirect, render
 from django.utils.cache import patch_vary_headers
@@ -11,9 +12,10 @@ from django.views.decorators.http import require_http_methods, require_POST, req
 
 from accounts.access import person
 from accounts.models import User
-from models_admin import access, actions, fragments, overview
-from models_admin.forms import ServedModelForm
-from models_admin.models import ModelFile, ServedModel
+from models_admin import access, actions, configuration, fragments, launch_rules, replacement
+from models_admin.forms import NewModelForm, PortalConfigForm, ServedModelForm
+from models_admin.models import ModelFile, PortalConfig, ServedModel
+from models_admin.replacement import Replacement
 
 Verb = Callable[..., None]
 
@@ -86,31 +88,69 @@ def add(request: HttpRequest, pk: int) -> HttpResponse:
     """Serve a file."""
     user = _manager(request)
     file = get_object_or_404(ModelFile.objects.select_related("node"), pk=pk)
-    form = ServedModelForm(request.POST or None, initial=actions.suggest(file) | {"desired_replicas": 1})
+    form = NewModelForm(request.POST or None, instance=ServedModel(file=file), initial=actions.suggest(file))
     if form.is_valid():
-        served = actions.add(file, by=user, teams=form.cleaned_data["teams"], **form.values())
+        with transaction.atomic():
+            served = actions.add(file, by=user, teams=form.cleaned_data["teams"], **form.values())
+            if form.cleaned_data["start_now"]:
+                actions.start(served, by=user)
+        _say_doubts(request, served)
         return redirect("model", slug=served.slug)
-    return render(
-        request, "models_admin/edit.html", {"form": form, "file": file}, status=422 if form.errors else 200
-    )
+    context = {"form": form, "file": file}
+    return render(request, "models_admin/edit.html", context, status=422 if form.errors else 200)
 
 
 @require_http_methods(["GET", "POST"])
 @login_required
 def edit(request: HttpRequest, slug: str) -> HttpResponse:
-    """Change a model's settings."""
+    """Change a model's settings. What replaces running replicas is asked once more."""
     user = _manager(request)
     served = access.find_visible(user, slug)
     form = ServedModelForm(request.POST or None, instance=served)
-    if form.is_valid():
-        # The form has written its values into its own copy; the action compares with the row.
-        row = ServedModel.objects.select_related("file__node").get(pk=served.pk)
-        actions.change(row, by=user, teams=form.cleaned_data["teams"], **form.values())
-        if overview.of(access.find_visible(user, slug)).replicas:
-            messages.info(request, "Saved. What runs keeps its old settings until it is restarted.")
-        return redirect("model", slug=slug)
     context = {"form": form, "file": served.file, "served": served}
-    return render(request, "models_admin/edit.html", context, status=422 if form.errors else 200)
+    if not form.is_valid():
+        return render(request, "models_admin/edit.html", context, status=422 if form.errors else 200)
+    replacements = form.replacements()
+    if unconfirmed := _unconfirmed(request, replacements):
+        return render(request, "models_admin/edit.html", context | unconfirmed)
+    # The form has written its values into its own copy; the action compares with the row.
+    row = ServedModel.objects.select_related("file__node").get(pk=served.pk)
+    actions.change(row, by=user, teams=form.cleaned_data["teams"], **form.values())
+    messages.success(request, f"Saved. {replacement.in_words(replacements)}".strip())
+    _say_doubts(request, served)
+    return redirect("model", slug=slug)
+
+
+@require_http_methods(["GET", "POST"])
+@login_required
+def config(request: HttpRequest) -> HttpResponse:
+    """The portal's configuration. What replaces running replicas is asked once more."""
+    user = _manager(request)
+    form = PortalConfigForm(request.POST or None, instance=PortalConfig.current())
+    if not form.is_valid():
+        status = 422 if form.errors else 200
+        return render(request, "models_admin/config.html", {"form": form}, status=status)
+    replacements = form.replacements()
+    if unconfirmed := _unconfirmed(request, replacements, form.instance):
+        return render(request, "models_admin/config.html", {"form": form} | unconfirmed)
+    configuration.change(by=user, **form.values())
+    messages.success(request, f"Saved. {replacement.in_words(replacements)}".strip())
+    return redirect("models-config")
+
+
+def _unconfirmed(
+    request: HttpRequest, replacements: list[Replacement], portal: PortalConfig | None = None
+) -> dict[str, object]:
+    """What a page says of what would be replaced; empty where nothing is or the person has agreed to just that."""
+    digest = replacement.digest(replacements, portal)
+    if not replacements or request.POST.get("confirmed") == digest:
+        return {}
+    return {"replaces": replacement.in_words(replacements), "confirmed": digest}
+
+
+def _say_doubts(request: HttpRequest, served: ServedModel) -> None:
+    for doubt in launch_rules.doubts(served):
+        messages.warning(request, doubt)
 
 
 def _acted(request: HttpRequest, slug: str, verb: Verb) -> HttpResponse:

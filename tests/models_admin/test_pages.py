@@ -10,9 +10,9 @@ from django.test import Client
 from django.utils import timezone
 
 from accounts.models import AuditEntry, Team, User
-from models_admin import events, notes, tasks
+from models_admin import events, launch_config, notes, tasks
 from models_admin.consumers import ModelsConsumer
-from models_admin.models import Instance, ModelFile, Node, ServedModel
+from models_admin.models import Instance, ModelFile, Node, PortalConfig, ServedModel
 from models_admin.states import InstanceState as S
 
 pytestmark = pytest.mark.django_db
@@ -139,41 +139,142 @@ def test_a_files_error_is_shown_and_a_good_one_can_be_added(staff: Client, serve
     assert f'href="/models/add/{served.file.pk}/"' in page
 
 
+def typed(form: Any) -> dict[str, Any]:
+    """What a browser sends of a form nobody touched."""
+    values = {bound.name: bound.value() for bound in form}
+    for bound in form:
+        if bound.widget_type == "nullbooleanselect" and bound.value() is not None:
+            values[bound.name] = str(bound.value()).lower()
+    return {name: value for name, value in values.items() if value not in (None, False, [], "unknown")}
+
+
 def test_adding_a_model(staff: Client, served: ServedModel) -> None:
     path = f"/models/add/{served.file.pk}/"
-    form = {name: field.initial for name, field in staff.get(path).context["form"].fields.items()}
-    values = {name: value for name, value in form.items() if value is not None} | staff.get(path).context[
-        "form"
-    ].initial
-    answer = staff.post(path, values | {"slug": "second", "flags": "--mlock --temp 0.5"})
+    values = typed(staff.get(path).context["form"])
+    answer = staff.post(
+        path,
+        values
+        | {
+            "slug": "second",
+            "extra_flags": "--mlock --temp 0.5",
+            "lora": "/a.gguf\n\n/b.gguf",
+            "min_replicas": 1,
+        },
+    )
     assert answer.headers["Location"] == "/models/second/"
     added = ServedModel.objects.get(slug="second")
     assert added.extra_flags == ["--mlock", "--temp", "0.5"]
-    assert added.desired_replicas == 1
-    for wrong in (
-        {"flags": "--tools all"},
-        {"flags": "'"},
-        {"slots": "0"},
-        {"slug": "add"},
-        {"slug": "second"},
-        {"name": ""},
+    assert added.lora == ["/a.gguf", "/b.gguf"]
+    assert (added.enabled, added.desired_replicas) == (True, 1)
+    for field, wrong in (
+        ("extra_flags", "--tools all"),
+        ("extra_flags", "'"),
+        ("slots", "0"),
+        ("slug", "add"),
+        ("slug", "config"),
+        ("slug", "second"),
+        ("name", ""),
+        ("ubatch_tokens", "4096"),
+        ("max_replicas", "0"),
+        ("lora", "adapter.gguf"),
+        ("pooling", "mean"),
+        ("pooling", "median"),
+        ("binary", "llama-server"),
     ):
-        refused = staff.post(path, values | {"slug": "third"} | wrong)
+        refused = staff.post(path, values | {"slug": "third"} | {field: wrong})
         assert refused.status_code == HTTPStatus.UNPROCESSABLE_ENTITY, wrong
-        assert 'class="errors"' in refused.content.decode()
+        assert list(refused.context["form"].errors) == [field], wrong
+        assert f'id="id_{field}_error"' in refused.content.decode()
     assert ServedModel.objects.count() == 2
 
 
+def test_a_model_can_be_added_without_starting_it(staff: Client, served: ServedModel) -> None:
+    path = f"/models/add/{served.file.pk}/"
+    values = typed(staff.get(path).context["form"]) | {"slug": "second"}
+    del values["start_now"]
+    staff.post(path, values)
+    assert not ServedModel.objects.get(slug="second").enabled
+
+
 def test_changing_a_model(staff: Client, served: ServedModel) -> None:
-    form = staff.get("/models/fake-model/edit/").context["form"]
-    values = {name: value for name, value in form.initial.items() if value not in (None, [])}
+    values = typed(staff.get("/models/fake-model/edit/").context["form"])
     answer = staff.post(
-        "/models/fake-model/edit/", values | {"slots": "3", "slug": "other", "flags": "--mlock"}
+        "/models/fake-model/edit/", values | {"slots": "3", "slug": "other", "extra_flags": "--mlock"}
     )
     assert answer.headers["Location"] == "/models/fake-model/"
     served.refresh_from_db()
     assert (served.slug, served.slots, served.extra_flags) == ("fake-model", 3, ["--mlock"])
     assert AuditEntry.objects.get().detail == {"fields": ["extra_flags", "slots"]}
+
+
+def test_a_field_left_empty_shows_what_holds_then(staff: Client, served: ServedModel) -> None:
+    page = staff.get("/models/fake-model/edit/").content.decode()
+    assert 'placeholder="2048, the portal&#x27;s default"' in page
+    assert ">f16, the portal&#x27;s default</option>" in page
+    assert ">off, the portal&#x27;s default</option>" in page
+    PortalConfig(batch_tokens=1024, cache_type_k="q8_0").save()
+    page = staff.get("/models/fake-model/edit/").content.decode()
+    assert 'placeholder="1024, the portal&#x27;s default"' in page
+    assert ">q8_0, the portal&#x27;s default</option>" in page
+
+
+def test_saving_unchanged_changes_nothing(staff: Client, served: ServedModel) -> None:
+    everything = {"lora": ["/a b.gguf"], "extra_flags": ["--temp", "0.5"], "node_labels": ["gpu", "big"]}
+    ServedModel.objects.update(**everything, vision=False, flash_attention="on", chat_template="{{ a }}")
+    staff.post("/models/fake-model/edit/", typed(staff.get("/models/fake-model/edit/").context["form"]))
+    served.refresh_from_db()
+    assert {name: getattr(served, name) for name in everything} == everything
+    assert (served.vision, served.flash_attention, served.chat_template) == (False, "on", "{{ a }}")
+    assert not AuditEntry.objects.exists()
+
+
+def test_a_change_says_what_it_replaces_and_asks_once(
+    staff: Client, ready: Instance, served: ServedModel
+) -> None:
+    Instance.objects.update(launched=launch_config.of(served).snapshot())
+    path = "/models/fake-model/edit/"
+    values = typed(staff.get(path).context["form"])
+    harmless = staff.post(path, values | {"drain_timeout_s": "9"})
+    assert harmless.status_code == HTTPStatus.FOUND
+    asked = staff.post(path, values | {"slots": "3"})
+    assert asked.status_code == HTTPStatus.OK
+    assert "1 running replica is replaced: Fake (1)." in asked.content.decode()
+    assert ">Save and replace</button>" in asked.content.decode()
+    served.refresh_from_db()
+    assert served.slots == 2
+    agreed = {"confirmed": asked.context["confirmed"]}
+    # Another change than the one that was agreed to is asked again.
+    assert staff.post(path, values | agreed | {"slots": "4"}).status_code == HTTPStatus.OK
+    assert staff.post(path, values | agreed | {"slots": "3"}).headers["Location"] == "/models/fake-model/"
+    served.refresh_from_db()
+    assert served.slots == 3
+
+
+def test_the_portals_configuration_is_changed_on_its_page(
+    staff: Client, ready: Instance, served: ServedModel
+) -> None:
+    Instance.objects.update(launched=launch_config.of(served).snapshot())
+    path = "/models/config/"
+    assert "2048, unless said here" in staff.get(path).content.decode()
+    values = typed(staff.get(path).context["form"])
+    assert staff.post(path, values | {"idle_timeout_s": "60"}).headers["Location"] == path
+    asked = staff.post(path, values | {"threads": "3"})
+    assert "1 running replica is replaced: Fake (1)." in asked.content.decode()
+    assert PortalConfig.current().threads is None
+    staff.post(path, values | {"threads": "3", "confirmed": asked.context["confirmed"]})
+    assert PortalConfig.current().threads == 3
+    assert launch_config.of(served).threads == 3
+    assert [entry.verb for entry in AuditEntry.objects.all()] == ["config.change", "config.change"]
+    refused = staff.post(path, values | {"last_port": "19999"})
+    assert refused.status_code == HTTPStatus.UNPROCESSABLE_ENTITY
+    assert list(refused.context["form"].errors) == ["last_port"]
+
+
+def test_members_do_not_see_the_configuration(client: Client, member: User) -> None:
+    client.force_login(member)
+    assert client.get("/models/config/").status_code == HTTPStatus.FORBIDDEN
+    assert client.post("/models/config/", {"threads": "3"}).status_code == HTTPStatus.FORBIDDEN
+    assert not PortalConfig.objects.exists()
 
 
 def test_pages_need_a_bounded_number_of_queries(
@@ -195,6 +296,35 @@ def test_the_admin_site_shows_models(staff: Client, ready: Instance, page: str) 
     assert staff.get(f"/admin/models_admin/servedmodel/{page}").status_code == HTTPStatus.OK
 
 
+def test_the_admin_sites_configuration_is_one_row(
+    staff: Client, ready: Instance, served: ServedModel
+) -> None:
+    Instance.objects.update(launched=launch_config.of(served).snapshot())
+    where = "/admin/models_admin/portalconfig/"
+    change = staff.get(where).headers["Location"]
+    assert staff.get(f"{where}add/").status_code == HTTPStatus.FORBIDDEN
+    values = typed(staff.get(change).context["adminform"].form)
+    answer = staff.post(change, values | {"threads": "5", "lora": "/a.gguf"}, follow=True)
+    assert "1 running replica is replaced: Fake (1)." in answer.content.decode()
+    assert (PortalConfig.current().threads, PortalConfig.current().lora) == (5, ["/a.gguf"])
+    assert AuditEntry.objects.get().verb == "config.change"
+    refused = staff.post(change, values | {"last_port": "19999"})
+    assert list(refused.context["adminform"].form.errors) == ["last_port"]
+    assert (
+        staff.post(f"{change[: -len('change/')]}delete/", {"post": "yes"}).status_code == HTTPStatus.FORBIDDEN
+    )
+
+
+def test_what_administrators_say_of_a_machine(staff: Client, node: Node) -> None:
+    where = f"/admin/models_admin/node/{node.pk}/change/"
+    values = typed(staff.get(where).context["adminform"].form)
+    staff.post(where, values | {"labels": "gpu, big", "memory_limit_bytes": "1024"})
+    node.refresh_from_db()
+    assert (node.labels, node.memory_limit_bytes) == (["gpu", "big"], 1024)
+    assert AuditEntry.objects.get().detail == {"fields": ["labels", "memory_limit_bytes"]}
+    assert node.memory_bytes == 2**34
+
+
 @pytest.mark.parametrize("kind", ["node", "modelfile", "instance"])
 def test_the_admin_site_shows_what_the_portal_writes_itself(
     staff: Client, ready: Instance, kind: str
@@ -211,14 +341,17 @@ def test_the_admin_sites_actions_are_the_same(staff: Client, served: ServedModel
         served.refresh_from_db()
         assert served.desired_replicas == replicas
     assert [entry.verb for entry in AuditEntry.objects.order_by("at")] == ["model.start", "model.stop"]
-    form = staff.get(f"{where}{served.pk}/change/").context["adminform"].form
-    values = {name: value for name, value in form.initial.items() if value not in (None, [])}
-    staff.post(f"{where}{served.pk}/change/", values | {"slots": "7", "flags": "--mlock"})
+    values = typed(staff.get(f"{where}{served.pk}/change/").context["adminform"].form)
+    staff.post(f"{where}{served.pk}/change/", values | {"slots": "7", "extra_flags": "--mlock"})
     served.refresh_from_db()
     assert (served.slots, served.extra_flags) == (7, ["--mlock"])
-    values |= {"slug": "added", "file": served.file.pk, "flags": ""}
+    refused = staff.post(f"{where}{served.pk}/change/", values | {"slots": "7", "binary": "llama-server"})
+    assert list(refused.context["adminform"].form.errors) == ["binary"]
+    values |= {"slug": "added", "file": served.file.pk, "extra_flags": ""}
     staff.post(f"{where}add/", values)
     assert ServedModel.objects.get(slug="added").file == served.file
+    verbs = [entry.verb for entry in AuditEntry.objects.order_by("at")]
+    assert verbs == ["model.start", "model.stop", "model.change", "model.add"]
     staff.post(f"{where}{served.pk}/delete/", {"post": "yes"})
     assert not ServedModel.objects.filter(pk=served.pk).exists()
 

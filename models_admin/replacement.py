@@ -1,0 +1,54 @@
+"""Which running replicas a changed configuration makes outdated: they are replaced one after the other."""
+
+import hashlib
+import json
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from models_admin import launch_config
+from models_admin.models import PortalConfig, ServedModel
+from models_admin.states import InstanceState as S
+
+
+@dataclass(frozen=True)
+class Replacement:
+    """Replicas of one model that run with other settings than the model has now."""
+
+    served: ServedModel
+    replicas: int
+
+
+def count(served: ServedModel, portal: PortalConfig | None = None) -> int:
+    """How many replicas of the model, as it is in memory, run with other settings."""
+    snapshot = launch_config.of(served, portal).snapshot()
+    return sum(
+        one.state in {S.STARTING, S.READY} and bool(one.launched) and one.launched != snapshot
+        for one in served.instances.all()
+    )
+
+
+def by_portal(portal: PortalConfig) -> list[Replacement]:
+    """What the portal's configuration, as it is in memory, replaces."""
+    rows = ServedModel.objects.exclude(file=None).prefetch_related("instances")
+    found = (Replacement(served, count(served, portal)) for served in rows)
+    return [one for one in found if one.replicas]
+
+
+def in_words(replacements: Iterable[Replacement]) -> str:
+    """A sentence; empty where nothing is replaced."""
+    found = list(replacements)
+    total = sum(one.replicas for one in found)
+    if not total:
+        return ""
+    names = ", ".join(f"{one.served.name} ({one.replicas})" for one in found)
+    what = f"{total} running replicas are" if total > 1 else "1 running replica is"
+    how = " one after the other" if total > 1 else ""
+    return f"{what} replaced{how}: {names}. Answers being written end first."
+
+
+def digest(replacements: Iterable[Replacement], portal: PortalConfig | None = None) -> str:
+    """Tells whether what somebody agreed to is still what would happen."""
+    about = [
+        [one.served.pk, one.replicas, launch_config.of(one.served, portal).snapshot()] for one in replacements
+    ]
+    return hashlib.sha256(json.dumps(about, sort_keys=True).encode()).hexdigest()
