@@ -99,6 +99,9 @@ class Answer:
         fruitless = 0
         while True:
             before = len(self.text)
+            if before and served.external_id is not None:
+                # Only llama-server is known to go on after an assistant's words; another might begin anew.
+                raise UpstreamLost(_INTERRUPTED)
             try:
                 return await self._stream_once(writer)
             except UpstreamLost as error:
@@ -181,6 +184,7 @@ class Answer:
         writer.tell(self.outgoing, status, progress)
 
 
+_INTERRUPTED = "The model's server was lost in mid-answer, and it can't go on where it stopped. Ask again."
 _CUT_OFF = "The longest answer this model may give was reached; ask it to go on."
 
 

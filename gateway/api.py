@@ -17,6 +17,7 @@ from accounts.models import ApiKey
 from gateway import completion, keys, sse
 from gateway.errors import ModelNotFound
 from gateway.models import UsageRecord
+from gateway.upstream import HOPS_HEADER
 from llamaproj.errors import InvalidInput, LlamaProjError, NotFound
 from models_admin.models import ServedModel
 
@@ -123,6 +124,7 @@ async def chat_completions(request: HttpRequest, key: ApiKey) -> HttpResponseBas
         door=UsageRecord.Door.API,
         body=body,
         api_key=key,
+        hops=_hops(request),
     )
     if not body.get("stream"):
         async with completion.run(call) as stream:
@@ -156,6 +158,12 @@ def _with_headers(response: HttpResponseBase, stream: completion.Stream) -> Http
     response["x-llamaproj-instance"] = str(stream.instance.pk)
     response["x-llamaproj-queue-ms"] = f"{stream.meter.queue_ms:.1f}"
     return response
+
+
+def _hops(request: HttpRequest) -> int:
+    """How many portals the request has passed through."""
+    said = request.headers.get(HOPS_HEADER, "")
+    return int(said) if said.isascii() and said.isdigit() and len(said) < 4 else 0
 
 
 def _parse(data: bytes) -> dict[str, Any]:

@@ -21,12 +21,12 @@ from channels.db import database_sync_to_async
 from django.db import DatabaseError
 
 from accounts.models import ApiKey, User
-from gateway import routing
-from gateway.errors import UpstreamLost
+from gateway import dialect, routing
+from gateway.errors import CircularRoute, UpstreamLost
 from gateway.models import UsageRecord
-from gateway.upstream import UpstreamStream, open_completion
+from gateway.upstream import open_completion
 from llamaproj.errors import LlamaProjError
-from models_admin import tasks
+from models_admin import external_tasks, tasks
 from models_admin.models import Instance, ServedModel
 
 log = structlog.get_logger(__name__)
@@ -34,12 +34,12 @@ log = structlog.get_logger(__name__)
 CHAT_PATH = "/v1/chat/completions"
 # How often a request that has produced nothing yet is tried again, unseen by the client.
 _TRIES = 3
-# Chosen by the router, never by a client: a slot may hold somebody else's conversation.
-_ROUTER_FIELDS = frozenset({"id_slot", "model"})
+# Portals may serve each other's models, but not in a circle.
+_HOPS_MAX = 4
 
 
 def parse(payload: bytes) -> dict[str, Any]:
-    """A chunk or an answer of llama-server. Raises `UpstreamLost` for what can't be one."""
+    """A chunk or an answer of a model's server. Raises `UpstreamLost` for what can't be one."""
     try:
         chunk = orjson.loads(payload)
     except orjson.JSONDecodeError:
@@ -54,7 +54,7 @@ class Call:
     """Who wants what.
 
     `body` is the request as the OpenAI API has it; `patience_s` bounds the wait for a replica; replicas in `avoid` have
-    just failed the caller.
+    just failed the caller. `hops` counts the portals that have passed it on.
     """
 
     user: User
@@ -65,6 +65,7 @@ class Call:
     path: str = CHAT_PATH
     patience_s: float = 30.0
     avoid: frozenset[UUID] = frozenset()
+    hops: int = 0
     on_wait: Callable[[str], None] = lambda word: None
 
 
@@ -101,11 +102,11 @@ class Meter:
         if self.first_token is None:
             self.first_token = time.monotonic()
         self.completion_tokens += 1
-        if b'"timings"' in payload or b'"finish_reason":"' in payload:
+        if b'"timings"' in payload or b'"finish_reason":"' in payload or b'"usage":{' in payload:
             self.see_end(parse(payload))
 
     def see_end(self, chunk: dict[str, Any]) -> None:
-        """Note the finish reason and llama-server's `timings` of the last chunk or of a whole answer."""
+        """Note the finish reason and llama-server's `timings`, of others `usage`: of a last chunk or a whole answer."""
         for choice in chunk.get("choices") or ():
             if reason := choice.get("finish_reason"):
                 self.finish_reason = reason
@@ -117,12 +118,24 @@ class Meter:
             self.completion_tokens = timings.get("predicted_n", 0)
             self.prefill_ms = timings.get("prompt_ms", 0.0)
             self.decode_ms = timings.get("predicted_ms", 0.0)
+        elif usage := chunk.get("usage"):
+            self._see_usage(usage)
+
+    def _see_usage(self, usage: dict[str, Any]) -> None:
+        """Tokens as an external server counts them; times by this clock, the way there included."""
+        details = usage.get("prompt_tokens_details")
+        self.cached_tokens = dialect.count(details.get("cached_tokens")) if isinstance(details, dict) else 0
+        self.prompt_tokens = dialect.count(usage.get("prompt_tokens"))
+        self.completion_tokens = dialect.count(usage.get("completion_tokens"))
+        if self.first_token is not None and self.routed is not None:
+            self.prefill_ms = (self.first_token - self.routed) * 1000
+            self.decode_ms = (time.monotonic() - self.first_token) * 1000
 
 
 class Stream:
     """A completion on its way, with its meter and the replica that writes it."""
 
-    def __init__(self, upstream: UpstreamStream, instance: Instance, meter: Meter) -> None:
+    def __init__(self, upstream: dialect.Source, instance: Instance, meter: Meter) -> None:
         self._upstream = upstream
         self._chunks = upstream.payloads()
         self._first: bytes | None = None
@@ -151,7 +164,10 @@ class Stream:
 
 @asynccontextmanager
 async def run(call: Call) -> AsyncIterator[Stream]:
-    """Open the call's completion. Raises `NotServed`, `ContextExceeded`, `UpstreamRefused` or `UpstreamLost`."""
+    """Open the call's completion.
+
+    Raises `NotServed`, `ContextExceeded`, `UpstreamRefused`, `UpstreamBusy`, `UpstreamLost` or `CircularRoute`.
+    """
     meter = Meter()
     instance: Instance | None = None
     try:
@@ -176,7 +192,8 @@ async def _record_safely(call: Call, meter: Meter, instance: Instance | None) ->
 
 async def _open(call: Call, meter: Meter, stack: AsyncExitStack) -> Stream:
     """Route and connect, trying other replicas while no chunk has come."""
-    body = {name: value for name, value in call.body.items() if name not in _ROUTER_FIELDS}
+    if call.hops > _HOPS_MAX:
+        raise CircularRoute
     avoid = call.avoid
     for left in reversed(range(_TRIES)):
         instance = await routing.pick(
@@ -186,13 +203,17 @@ async def _open(call: Call, meter: Meter, stack: AsyncExitStack) -> Stream:
         attempt = AsyncExitStack()
         try:
             attempt.enter_context(routing.occupied(instance))
-            upstream = await attempt.enter_async_context(open_completion(instance, call.path, body))
-            stream = Stream(upstream, instance, meter)
-            if body.get("stream"):
+            upstream = await attempt.enter_async_context(
+                open_completion(
+                    instance, call.path, dialect.request_body(instance, call.body), hops=call.hops
+                )
+            )
+            stream = Stream(dialect.source(upstream, instance, call.body, meter.see), instance, meter)
+            if call.body.get("stream"):
                 await stream.wait_for_first()
         except UpstreamLost:
             await attempt.aclose()
-            await database_sync_to_async(tasks.wake_all)()
+            await _look_after(instance)
             if not left:
                 raise
             avoid |= {instance.pk}
@@ -203,6 +224,15 @@ async def _open(call: Call, meter: Meter, stack: AsyncExitStack) -> Stream:
             stack.push_async_callback(attempt.aclose)
             return stream
     raise AssertionError("the last try returns or raises")
+
+
+@database_sync_to_async
+def _look_after(instance: Instance) -> None:
+    """Have somebody look at the replica that was lost."""
+    if instance.served.external_id is None:
+        tasks.wake_all()
+    else:
+        external_tasks.check_soon(instance.served.external_id)
 
 
 @database_sync_to_async

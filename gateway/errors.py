@@ -5,11 +5,14 @@ LlamaProjError
 ├── InvalidInput
 │   ├── ContextExceeded               the prompt doesn't fit the model's context
 │   └── UpstreamRefused               llama-server found the request wrong
-├── Unavailable ── NotServed          (models_admin) nothing runs that could answer
+├── Unavailable
+│   ├── NotServed                     (models_admin) nothing runs that could answer
+│   └── UpstreamBusy                  an external server takes nothing more for now
+├── CircularRoute                     portals serve each other's models in a circle
 └── UpstreamLost                      the replica died, hung or answered garbage
 """
 
-from llamaproj.errors import InvalidInput, LlamaProjError, NotFound
+from llamaproj.errors import InvalidInput, LlamaProjError, NotFound, Unavailable
 
 
 class ModelNotFound(NotFound):
@@ -45,3 +48,16 @@ class UpstreamLost(LlamaProjError):
 
     code = "upstream_lost"
     status = 502
+
+
+class UpstreamBusy(Unavailable):
+    """The model's server takes no more requests at the moment; try again shortly."""
+
+    code = "upstream_busy"
+
+
+class CircularRoute(LlamaProjError):
+    """This model is served from a portal that has it from this one. An administrator can untangle them."""
+
+    code = "circular_route"
+    status = 508

@@ -181,6 +181,11 @@ CELERY_BEAT_SCHEDULE_FILENAME = str(env.DATA_DIR / "run" / "beat")
 CELERY_BEAT_SCHEDULE = {
     "reconcile": {"task": "models_admin.tasks.tick", "schedule": 2.0, "options": {"expires": 2}},
     "sample": {"task": "monitoring.tasks.tick", "schedule": 2.0, "options": {"expires": 2}},
+    "check-external-servers": {
+        "task": "models_admin.external_tasks.tick",
+        "schedule": 15.0,
+        "options": {"expires": 15},
+    },
     "clear-sessions": {
         "task": "accounts.tasks.clear_sessions",
         "schedule": 86_400.0,

@@ -23,6 +23,7 @@ class ExternalServer(models.Model):
     healthy = models.BooleanField(null=True, editable=False)
     problem = models.TextField(blank=True, editable=False)
     checked_at = models.DateTimeField(null=True, blank=True, editable=False)
+    # The names of its models.
     models_offered = models.JSONField(default=list, blank=True, editable=False)
 
     class Meta:
@@ -35,3 +36,12 @@ class ExternalServer(models.Model):
     def api_key(self) -> str:
         """The key it wants; empty where it wants none or it can't be read any more."""
         return secret_box.unseal(bytes(self.api_key_encrypted)) if self.api_key_encrypted else ""
+
+    @property
+    def has_key(self) -> bool:
+        """True where a key is kept."""
+        return bool(self.api_key_encrypted)
+
+    def url(self, path: str) -> str:
+        """Where one of OpenAI's paths, as in `/v1/chat/completions`, is asked. Not every server's end in /v1."""
+        return self.base_url + path.removeprefix("/v1")
