@@ -17,6 +17,7 @@ from django.utils import timezone
 
 from llamaproj.errors import LlamaProjError
 from models_admin import (
+    diagnosis,
     engine,
     events,
     footprint,
@@ -244,7 +245,7 @@ class _Pass:
             return
         found = _process_of(instance)
         if found is None:
-            self._crashed(instance, process.ending_of(instance.pid))
+            self._ended(instance)
             return
         if Probe.of(instance).health() is Health.OK:
             instance.move_to(
@@ -276,7 +277,7 @@ class _Pass:
     def _watch(self, instance: Instance) -> None:
         found = _process_of(instance)
         if found is None:
-            self._crashed(instance, process.ending_of(instance.pid))
+            self._ended(instance)
             return
         if not instance.api_key:
             process.send(found, SIGKILL)
@@ -327,6 +328,8 @@ class _Pass:
         found = _process_of(instance)
         if found is None:
             _stopped(instance, "Stopped.")
+            # Somebody may be waiting for its memory.
+            self._soon(0.1)
             return
         if instance.term_at is None:
             age = self._age(instance.state_since)
@@ -345,9 +348,10 @@ class _Pass:
     def _judge(self, instance: Instance) -> None:
         """After a crash: try again later, or give up."""
         crashes = instance.crashes + 1
-        if crashes >= self.patience.crashes:
+        if crashes >= self.patience.crashes or instance.cause in diagnosis.LASTING:
             last = "\n".join(instance_log.tail(str(instance.pk), _REASON_LOG_LINES))
-            reason = f"Given up after {crashes} crashes. {instance.reason}\n{last}".strip()
+            times = f"{crashes} crashes" if crashes > 1 else "one crash"
+            reason = f"Given up after {times}. {instance.reason}\n{last}".strip()
             instance.move_to(S.FAILED, reason, crashes=crashes, retry_at=None)
             return
         wait = self.patience.backoff(crashes)
@@ -385,9 +389,20 @@ class _Pass:
             projector_path=file.projector.path if file.projector else "",
         )
 
-    def _crashed(self, instance: Instance, reason: str) -> None:
-        log.warning("crashed", instance=str(instance), pid=instance.pid, reason=reason)
-        instance.move_to(S.CRASHED, reason, port=None, memory_bytes=None, progress=None)
+    def _ended(self, instance: Instance) -> None:
+        """Its process is gone: the way it ended and what it last wrote may tell why."""
+        ending = process.ending_of(instance.pid)
+        found = diagnosis.of(
+            instance_log.tail(str(instance.pk)), exit_status=ending.status, memory_kills=ending.memory_kills
+        )
+        if found is None:
+            self._crashed(instance, ending.words)
+        else:
+            self._crashed(instance, f"{ending.words} {found.summary}", found.cause)
+
+    def _crashed(self, instance: Instance, reason: str, cause: str = "") -> None:
+        log.warning("crashed", instance=str(instance), pid=instance.pid, reason=reason, cause=cause)
+        instance.move_to(S.CRASHED, reason, port=None, memory_bytes=None, progress=None, cause=cause)
 
     def _adopt(self, instance: Instance) -> bool:
         """Find the process that a worker spawned just before it died."""

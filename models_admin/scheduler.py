@@ -202,7 +202,8 @@ class _World:
     def _replace(self, served: ServedModel, counted: list[_Replica], outdated: list[_Replica]) -> None:
         """One step of a rolling replacement: a new one first where there is room, otherwise after the old one."""
         fresh = [one for one in counted if not one.outdated]
-        if any(one.on_its_way for one in fresh):
+        if any(one.on_its_way or one.state == S.FAILED for one in fresh):
+            # With settings that don't work the old ones go on.
             return
         oldest = min(outdated, key=self._usefulness)
         if len(counted) > served.desired_replicas:

@@ -488,6 +488,7 @@ def main() -> int:
     parser.add_argument("--api-key", default="")
     parser.add_argument("--parallel", "-np", type=int, default=4)
     parser.add_argument("--ctx-size", "-c", type=int, default=4 * 4096)
+    parser.add_argument("--threads", type=int)
     options, _ = parser.parse_known_args()
     conduct: Conduct = _from_json(Conduct, json.loads(os.environ.get("FAKE_ENGINE") or "{}"))
     if conduct.crash:
