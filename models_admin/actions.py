@@ -11,7 +11,7 @@ from django.utils.text import slugify
 from accounts import audit
 from accounts.models import Team, User
 from llamaproj.errors import Conflict, InvalidInput
-from models_admin import events, launch, tasks
+from models_admin import events, external, launch_rules, tasks
 from models_admin.errors import StillRunning
 from models_admin.models import ModelFile, Node, ServedModel
 from models_admin.states import InstanceState as S
@@ -19,6 +19,7 @@ from models_admin.states import InstanceState as S
 DEMO_SLUG = "smollm2-135m-instruct"
 _DEMO_FILE = "smollm2-135m-instruct"
 _MOST_CONTEXT = 4096
+_MOST_REPLICAS = 16
 
 
 @transaction.atomic
@@ -27,12 +28,12 @@ def start(served: ServedModel, *, by: User | None) -> None:
     served = _locked(served)
     if served.file and served.file.error:
         raise Conflict(f"This model's file can't be served: {served.file.error}")
-    failed = list(served.instances.filter(state=S.FAILED))
-    if served.enabled and served.desired_replicas and not failed:
+    if served.external and not served.external.enabled:
+        raise Conflict(f"Its server {served.external.name} is switched off; switch that on first.")
+    if served.enabled and served.desired_replicas and not served.instances.filter(state=S.FAILED).exists():
         return
     _want(served, max(1, served.min_replicas, served.desired_replicas))
-    for instance in failed:
-        instance.move_to(S.PENDING, "Waiting to be started.", crashes=0)
+    _try_again(served)
     audit.record(by, "model.start", served)
     _announce(served)
 
@@ -50,14 +51,35 @@ def stop(served: ServedModel, *, by: User | None) -> None:
 
 @transaction.atomic
 def restart(served: ServedModel, *, by: User | None) -> None:
-    """Replace every replica by a new one."""
-    served = _locked(served)
+    """Replace every replica by a new one, one after the other where there is room for two."""
+    served = _locked_of_ours(served)
     for instance in served.instances.filter(state__in=[S.STARTING, S.READY]):
-        instance.move_to(S.DRAINING, "Being replaced by a new one.")
-    for instance in served.instances.filter(state=S.FAILED):
-        instance.move_to(S.PENDING, "Waiting to be started.", crashes=0)
+        # What was launched otherwise than the model's settings say is replaced; this differs from any settings.
+        instance.launched = {**instance.launched, "asked_again": timezone.now().isoformat()}
+        instance.save(update_fields=["launched"])
+    _try_again(served)
     _want(served, max(1, served.min_replicas, served.desired_replicas))
     audit.record(by, "model.restart", served)
+    _announce(served)
+
+
+@transaction.atomic
+def scale(served: ServedModel, *, by: User | None, replicas: int, most: int | None = None) -> None:
+    """Keep `replicas` running (0: load it when somebody asks for it), and up to `most` when many wait.
+
+    Starts what is stopped. Raises `InvalidInput`.
+    """
+    most = max(replicas, 1) if most is None else most
+    if not 0 <= replicas <= _MOST_REPLICAS or not max(replicas, 1) <= most <= _MOST_REPLICAS:
+        raise InvalidInput(
+            f"A model has 0 to {_MOST_REPLICAS} replicas, and no fewer at most than at least.",
+            param="replicas",
+        )
+    served = _locked_of_ours(served)
+    served.min_replicas, served.max_replicas = replicas, most
+    served.save(update_fields=["min_replicas", "max_replicas"])
+    _want(served, replicas, enabled=True)
+    audit.record(by, "model.scale", served, replicas=replicas, most=most)
     _announce(served)
 
 
@@ -79,15 +101,18 @@ def add(
     suggested = suggest(file)
     slug = slug or str(suggested["slug"])
     if ServedModel.objects.filter(slug=slug).exists():
-        raise InvalidInput(f"There is a model with the short name {slug} already.", param="slug")
-    launch.check_extra_flags(fields.get("extra_flags", []))
+        raise Conflict(f"There is a model with the short name {slug} already.", param="slug")
     fields.setdefault("enabled", fields.get("desired_replicas", 0) > 0)
-    served = ServedModel.objects.create(
+    if fields["enabled"]:
+        fields["desired_replicas"] = max(fields.get("desired_replicas", 0), fields.get("min_replicas", 1))
+    served = ServedModel(
         file=file,
         slug=slug,
         name=name or str(suggested["name"]),
         **({"context_tokens": suggested["context_tokens"]} | fields),
     )
+    launch_rules.check(served)
+    served.save(force_insert=True)
     served.teams.set(teams)
     audit.record(by, "model.add", served, file=file.path)
     _announce(served)
@@ -98,8 +123,7 @@ def add(
 def change(
     served: ServedModel, *, by: User | None, teams: Iterable[Team] | None = None, **fields: Any
 ) -> ServedModel:
-    """Set fields. A replica that runs keeps its command line until it is started anew."""
-    launch.check_extra_flags(fields.get("extra_flags", served.extra_flags))
+    """Set fields. Replicas that run with other settings are replaced one after the other."""
     changed = {name: value for name, value in fields.items() if getattr(served, name) != value}
     names = sorted(changed)
     if teams is not None and set(teams) != set(served.teams.all()):
@@ -109,7 +133,11 @@ def change(
         return served
     for name, value in changed.items():
         setattr(served, name, value)
+    launch_rules.check(served)
     served.save(update_fields=list(changed))
+    if served.enabled and not served.min_replicas <= served.desired_replicas <= served.max_replicas:
+        wanted = min(max(served.desired_replicas, served.min_replicas), served.max_replicas)
+        _want(served, wanted, enabled=True)
     audit.record(by, "model.change", served, fields=names)
     _announce(served)
     return served
@@ -176,8 +204,13 @@ def suggest(file: ModelFile) -> dict[str, object]:
     return {"slug": free, "name": (file.name or stem)[:120], "context_tokens": max(256, context)}
 
 
-def _want(served: ServedModel, replicas: int) -> None:
-    served.enabled = replicas > 0
+def _try_again(served: ServedModel) -> None:
+    for instance in served.instances.filter(state=S.FAILED):
+        instance.move_to(S.PENDING, "Waiting to be started.", crashes=0, node=None)
+
+
+def _want(served: ServedModel, replicas: int, *, enabled: bool | None = None) -> None:
+    served.enabled = replicas > 0 if enabled is None else enabled
     if served.desired_replicas != replicas:
         served.desired_replicas, served.desired_since = replicas, timezone.now()
     served.save(update_fields=["enabled", "desired_replicas", "desired_since"])
@@ -187,6 +220,15 @@ def _locked(served: ServedModel) -> ServedModel:
     return ServedModel.objects.select_for_update(of=("self",)).select_related("file__node").get(pk=served.pk)
 
 
+def _locked_of_ours(served: ServedModel) -> ServedModel:
+    served = _locked(served)
+    if served.external:
+        raise Conflict(f"{served.name} runs on {served.external.name}; its processes aren't this portal's.")
+    return served
+
+
 def _announce(served: ServedModel) -> None:
+    if served.external_id is not None:
+        external.settle(served.pk)
     transaction.on_commit(partial(events.served_changed, served.pk))
     transaction.on_commit(tasks.wake_all)

@@ -12,7 +12,7 @@ from kombu.exceptions import OperationalError
 from redis import RedisError
 
 from llamaproj import env
-from models_admin import catalog, events, lifecycle, node_facts
+from models_admin import catalog, events, lifecycle, node_facts, scheduler
 from models_admin.models import Node
 
 log = structlog.get_logger(__name__)
@@ -97,6 +97,7 @@ def _announce() -> None:
             if first:
                 catalog.scan(node)
                 lifecycle.tidy()
+                scheduler.preload()
                 wake(node.name)
                 first = False
         except Exception:  # the thread's outermost loop: a node that falls silent would be given up

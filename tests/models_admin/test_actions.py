@@ -68,11 +68,35 @@ def test_stop_wants_none(served: ServedModel, admin: User) -> None:
     assert AuditEntry.objects.count() == 1
 
 
-def test_restart_drains_what_runs(served: ServedModel, node: Node, admin: User) -> None:
-    running = Instance.objects.create(served=served, node=node, state=S.READY)
+def test_restart_makes_what_runs_outdated(served: ServedModel, node: Node, admin: User) -> None:
+    now = launch_config.of(served).snapshot()
+    running = Instance.objects.create(served=served, node=node, state=S.READY, launched=now)
     actions.restart(served, by=admin)
     running.refresh_from_db()
-    assert running.state == S.DRAINING
+    assert running.state == S.READY
+    assert running.launched != now
+
+
+@pytest.mark.parametrize(("replicas", "most"), [(-1, None), (17, None), (2, 1), (0, 0), (1, 17)])
+def test_a_scale_that_makes_no_sense_is_refused(
+    served: ServedModel, admin: User, replicas: int, most: int | None
+) -> None:
+    with pytest.raises(InvalidInput):
+        actions.scale(served, by=admin, replicas=replicas, most=most)
+
+
+def test_scale_sets_the_bounds_and_zero_means_on_demand(served: ServedModel, admin: User) -> None:
+    actions.scale(served, by=admin, replicas=2, most=3)
+    served.refresh_from_db()
+    assert (served.enabled, served.desired_replicas, served.min_replicas, served.max_replicas) == (
+        True,
+        2,
+        2,
+        3,
+    )
+    actions.scale(served, by=admin, replicas=0)
+    served.refresh_from_db()
+    assert (served.enabled, served.desired_replicas, served.on_demand) == (True, 0, True)
 
 
 def test_a_file_is_served_under_a_name_of_its_own(served: ServedModel, admin: User) -> None:
@@ -83,7 +107,7 @@ def test_a_file_is_served_under_a_name_of_its_own(served: ServedModel, admin: Us
     assert (added.slug, added.name, added.context_tokens) == ("big-model-7b-q4", "Big Model", 2048)
     assert list(added.teams.all()) == [team]
     assert actions.suggest(file)["slug"] == "big-model-7b-q4-2"
-    with pytest.raises(InvalidInput, match="already"):
+    with pytest.raises(Conflict, match="already"):
         actions.add(file, by=admin, slug="big-model-7b-q4")
     with pytest.raises(InvalidInput, match="isn't allowed"):
         actions.add(file, by=admin, extra_flags=["--tools", "all"])
