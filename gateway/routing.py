@@ -74,6 +74,11 @@ class _Look:
     def is_loading(self) -> bool:
         return any(one.state == InstanceState.STARTING for one in self.replicas)
 
+    @property
+    def is_out_of_reach(self) -> bool:
+        states = {one.state for one in self.replicas}
+        return states == {InstanceState.UNREACHABLE}
+
     def refusal(self) -> NotServed | None:
         """Why it is useless to wait."""
         if not self.wanted:
@@ -88,6 +93,8 @@ class _Look:
 
     def impatience(self) -> NotServed:
         """Why it was useless to wait so long."""
+        if self.is_out_of_reach:
+            return NotServed("The model's server doesn't answer; try again later.", retry_after=15)
         if any(one.cause == Shortage.NO_ROOM for one in self.replicas):
             return NotServed("All memory is in use by other models; try again in a moment.", retry_after=10)
         return NotServed("The model isn't ready yet; try again in a moment.", retry_after=5)
@@ -98,6 +105,8 @@ class _Look:
         best = max((share for share in shares if share is not None), default=0)
         if best:
             return f"loading model {best} %"
+        if self.is_out_of_reach:
+            return "waiting for the model's server"
         if any(one.cause == Shortage.NO_ROOM for one in self.replicas):
             return "waiting for memory"
         return "loading model"
@@ -125,7 +134,9 @@ def _look_now(served_pk: int) -> _Look:
     replicas = tuple(
         Instance.objects.current().filter(served=served).select_related("node", "served__external")
     )
-    look = _Look(served.enabled or served.desired_replicas > 0, replicas)
+    # What runs elsewhere isn't loaded on demand, and is wanted only while its server is switched on.
+    on_demand = served.enabled and served.external_id is None
+    look = _Look(on_demand or served.desired_replicas > 0, replicas)
     if look.wanted and not look.ready and served.external_id is None:
         # Said again at each look: once nobody waits any more, it isn't loaded for nobody.
         demand.ask(served_pk)

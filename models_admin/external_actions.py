@@ -102,17 +102,17 @@ def serve(
     if already := server.served.filter(external_name=external_name).first():
         raise Conflict(f"{external_name} of {server.name} is served already, as {already.slug}.")
     slug = slug or external.suggest_slug(server, external_name)
-    if slug in launch_rules.reserved_slugs():
-        raise InvalidInput("This short name is the portal's own.", param="slug")
     if ServedModel.objects.filter(slug=slug).exists():
-        raise InvalidInput(f"There is a model with the short name {slug} already.", param="slug")
-    served = ServedModel.objects.create(
+        raise Conflict(f"There is a model with the short name {slug} already.", param="slug")
+    served = ServedModel(
         external=server,
         external_name=external_name,
         slug=slug,
         name=name or external_name[:120],
         enabled=True,
     )
+    launch_rules.check(served)
+    served.save(force_insert=True)
     served.teams.set(teams)
     external.settle(served.pk)
     audit.record(by, "model.add", served, server=server.name, model=external_name)
