@@ -6,6 +6,7 @@ import signal
 import subprocess
 import time
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
 import psutil
@@ -14,11 +15,37 @@ from llamaproj import env
 
 # Processes this worker spawned itself: their ends must be collected. Adopted ones are init's children.
 _children: dict[int, subprocess.Popen[bytes]] = {}
+# How often the kernel had ended a process for want of memory when each of them was spawned.
+_kills_before: dict[int, int] = {}
+_VMSTAT = Path("/proc/vmstat")
+
+
+@dataclass(frozen=True)
+class Ending:
+    """How a process ended. `status`: as `subprocess` has it, None where nobody knows: for an adopted one.
+
+    `memory_kills`: how many processes of this machine the kernel has ended for want of memory since this one was
+    spawned; None where it doesn't say.
+    """
+
+    status: int | None = None
+    memory_kills: int | None = None
+
+    @property
+    def words(self) -> str:
+        """A sentence for people."""
+        if self.status is None:
+            return "The process has ended."
+        if self.status < 0:
+            return f"The process was ended by {_signal_name(-self.status)}."
+        return f"The process ended with status {self.status}."
 
 
 def keep(child: subprocess.Popen[bytes]) -> float:
     """Remember a process just spawned. Returns its start time."""
     _children[child.pid] = child
+    if (kills := _memory_kills()) is not None:
+        _kills_before[child.pid] = kills
     try:
         return psutil.Process(child.pid).create_time()
     except psutil.NoSuchProcess:
@@ -51,15 +78,14 @@ def age_s(process: psutil.Process) -> float:
         return max(0.0, time.time() - process.create_time())
 
 
-def ending_of(pid: int | None) -> str:
-    """How a process ended, in words; for an adopted one nobody knows."""
+def ending_of(pid: int | None) -> Ending:
+    """How a process ended; asked once, as it is forgotten then."""
     child = _children.pop(pid, None) if pid is not None else None
-    code = child.poll() if child else None
-    if code is None:
-        return "The process has ended."
-    if code < 0:
-        return f"The process was ended by {_signal_name(-code)}."
-    return f"The process ended with status {code}."
+    status = child.poll() if child else None
+    if child is None or status is None:
+        return Ending()
+    before, now = _kills_before.pop(child.pid, None), _memory_kills()
+    return Ending(status, None if before is None or now is None else now - before)
 
 
 def send(process: psutil.Process, signum: signal.Signals) -> None:
@@ -106,6 +132,15 @@ def _collect(pid: int) -> None:
     child = _children.get(pid)
     if child is not None:
         child.poll()
+
+
+def _memory_kills() -> int | None:
+    """Linux's counter of processes ended for want of memory, in any control group."""
+    try:
+        lines = _VMSTAT.read_text().splitlines()
+        return next((int(line.split()[1]) for line in lines if line.startswith("oom_kill ")), None)
+    except (OSError, ValueError, IndexError):
+        return None
 
 
 def _signal_name(number: int) -> str:
