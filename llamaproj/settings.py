@@ -1,6 +1,7 @@
 """Django's settings, read top to bottom. Values of the environment come through `llamaproj.env`."""
 
 import importlib.util
+import socket
 import sys
 import warnings
 from pathlib import Path
@@ -72,9 +73,13 @@ INSTALLED_APPS = [
     "allauth.account",
     "channels",
     "csp",
+    "django_filters",
     "django_htmx",
     "django_structlog",
+    "drf_spectacular",
+    "drf_spectacular_sidecar",
     "heroicons",
+    "rest_framework",
     "llamaproj.apps.LlamaprojConfig",
     "accounts",
     "models_admin",
@@ -123,22 +128,69 @@ TEMPLATES = [
 # Services -------------------------------------------------------------------------------------------------------------
 
 
+# A connection over a network that was cut says nothing by itself: it is probed, and given up after so many seconds. The
+# server learns the same, or it would go on holding the locks of a machine that is gone.
+_PROBE_AFTER_S, _PROBE_EVERY_S, _PROBES, _GIVE_UP_S = 5, 3, 3, 10
+_CONNECT_S = 5
+
+
+def _probed_database() -> dict[str, Any]:
+    """libpq's options for a database on another machine."""
+    server = {
+        "tcp_keepalives_idle": _PROBE_AFTER_S,
+        "tcp_keepalives_interval": _PROBE_EVERY_S,
+        "tcp_keepalives_count": _PROBES,
+        "tcp_user_timeout": _GIVE_UP_S * 1000,
+    }
+    return {
+        "connect_timeout": _CONNECT_S,
+        "keepalives_idle": _PROBE_AFTER_S,
+        "keepalives_interval": _PROBE_EVERY_S,
+        "keepalives_count": _PROBES,
+        "tcp_user_timeout": _GIVE_UP_S * 1000,
+        "options": " ".join(f"-c {name}={value}" for name, value in server.items()),
+    }
+
+
+def _probed_redis(url: str) -> dict[str, Any]:
+    """redis-py's options for a server on another machine; a unix socket needs none."""
+    if url.startswith("unix://"):
+        return {}
+    # Not every system has every one of them.
+    wanted = {
+        "TCP_KEEPIDLE": _PROBE_AFTER_S,
+        "TCP_KEEPINTVL": _PROBE_EVERY_S,
+        "TCP_KEEPCNT": _PROBES,
+        "TCP_USER_TIMEOUT": _GIVE_UP_S * 1000,
+    }
+    options = {getattr(socket, name): value for name, value in wanted.items() if hasattr(socket, name)}
+    return {
+        "socket_connect_timeout": _CONNECT_S,
+        "socket_keepalive": True,
+        "socket_keepalive_options": options,
+    }
+
+
 def _database(url: str) -> dict[str, Any]:
     """Django's settings for a `postgresql://user:password@host:port/name?option=…` URL."""
     parts = urlsplit(url)
     if parts.scheme not in {"postgres", "postgresql"}:
         raise ImproperlyConfigured("DATABASE_URL must begin with postgresql://")
     options: dict[str, Any] = dict(parse_qsl(parts.query))
+    host = options.pop("host", unquote(parts.hostname or ""))
+    if host and not host.startswith("/"):
+        options = _probed_database() | options
     return {
         "ENGINE": "django.db.backends.postgresql",
         "NAME": unquote(parts.path.lstrip("/")) or "llamaproj",
         "USER": unquote(parts.username or ""),
         "PASSWORD": unquote(parts.password or ""),
-        "HOST": options.pop("host", unquote(parts.hostname or "")),
+        "HOST": host,
         "PORT": parts.port or "",
         # A restarted server leaves dead connections in the pool.
         "CONN_HEALTH_CHECKS": True,
-        "OPTIONS": options | {"pool": {"min_size": 0, "max_size": 12, "timeout": 5}},
+        # Who asks tries anew; the pool's own tries would come ever more rarely.
+        "OPTIONS": options | {"pool": {"min_size": 0, "max_size": 12, "timeout": 5, "reconnect_timeout": 5}},
     }
 
 
@@ -154,13 +206,18 @@ DATABASES = {"default": _database(env.database_url())}
 DEFAULT_AUTO_FIELD = "django.db.models.BigAutoField"
 REDIS_URL = env.redis_url()
 CACHES = {
-    "default": {"BACKEND": "django_redis.cache.RedisCache", "LOCATION": REDIS_URL, "KEY_PREFIX": "llamaproj"}
+    "default": {
+        "BACKEND": "django_redis.cache.RedisCache",
+        "LOCATION": REDIS_URL,
+        "KEY_PREFIX": "llamaproj",
+        "OPTIONS": {"CONNECTION_POOL_KWARGS": _probed_redis(REDIS_URL)},
+    }
 }
 SESSION_ENGINE = "django.contrib.sessions.backends.cached_db"
 CHANNEL_LAYERS = {
     "default": {
         "BACKEND": "channels_redis.pubsub.RedisPubSubChannelLayer",
-        "CONFIG": {"hosts": [REDIS_URL], "prefix": "llamaproj"},
+        "CONFIG": {"hosts": [{"address": REDIS_URL} | _probed_redis(REDIS_URL)], "prefix": "llamaproj"},
     }
 }
 
@@ -168,6 +225,9 @@ CHANNEL_LAYERS = {
 
 CELERY_BROKER_URL = _broker(REDIS_URL)
 CELERY_BROKER_CONNECTION_RETRY_ON_STARTUP = True
+# A node that was cut off for a night goes on in the morning.
+CELERY_BROKER_CONNECTION_MAX_RETRIES = None
+CELERY_BROKER_TRANSPORT_OPTIONS = _probed_redis(REDIS_URL)
 CELERY_TASK_IGNORE_RESULT = True
 CELERY_TASK_ACKS_LATE = True
 CELERY_TASK_REJECT_ON_WORKER_LOST = True
@@ -266,6 +326,43 @@ UNFOLD = {
                 (950, 0.2, 0.035),
             )
         }
+    },
+}
+
+# REST -----------------------------------------------------------------------------------------------------------------
+
+REST_FRAMEWORK = {
+    # Keys first: who brings none and has no session is asked for one (401), not turned away (403).
+    "DEFAULT_AUTHENTICATION_CLASSES": [
+        "accounts.authentication.ApiKeyAuthentication",
+        "rest_framework.authentication.SessionAuthentication",
+    ],
+    "DEFAULT_PERMISSION_CLASSES": ["rest_framework.permissions.IsAuthenticated"],
+    "DEFAULT_RENDERER_CLASSES": ["rest_framework.renderers.JSONRenderer"],
+    "DEFAULT_PARSER_CLASSES": ["rest_framework.parsers.JSONParser"],
+    "DEFAULT_FILTER_BACKENDS": [
+        "django_filters.rest_framework.DjangoFilterBackend",
+        "rest_framework.filters.SearchFilter",
+        "rest_framework.filters.OrderingFilter",
+    ],
+    "DEFAULT_PAGINATION_CLASS": "llamaproj.rest.Pages",
+    "DEFAULT_SCHEMA_CLASS": "llamaproj.rest_schema.Schema",
+    "EXCEPTION_HANDLER": "llamaproj.rest.answer",
+    "UNAUTHENTICATED_USER": "django.contrib.auth.models.AnonymousUser",
+}
+SPECTACULAR_SETTINGS = {
+    "TITLE": "llamaproj",
+    "DESCRIPTION": "The portal's REST API. Programs that talk to models use the OpenAI-compatible one below /v1/.",
+    "VERSION": "1",
+    "SCHEMA_PATH_PREFIX": "/api/v1/",
+    "SERVE_INCLUDE_SCHEMA": False,
+    "SERVE_PERMISSIONS": ["rest_framework.permissions.IsAuthenticated"],
+    "SWAGGER_UI_DIST": "SIDECAR",
+    "SWAGGER_UI_FAVICON_HREF": "SIDECAR",
+    "SWAGGER_UI_SETTINGS": {"deepLinking": True, "validatorUrl": None},
+    "ENUM_NAME_OVERRIDES": {
+        "CacheTypeEnum": "models_admin.models.LaunchParameters.CacheType",
+        "InstanceStateEnum": "models_admin.states.InstanceState",
     },
 }
 

@@ -64,6 +64,7 @@ class Portal:
             "SECRET_KEY": "",
             **variables,
         }
+        self.command: tuple[str, ...] = ("up",)
         self.log = data_dir / "up.log"
         self.process: subprocess.Popen[bytes] | None = None
 
@@ -71,7 +72,7 @@ class Portal:
         self.data_dir.mkdir(parents=True, exist_ok=True)
         with self.log.open("ab") as log:
             self.process = subprocess.Popen(
-                [sys.executable, "-m", "llamaproj.cli", "up"],
+                [sys.executable, "-m", "llamaproj.cli", *self.command],
                 cwd=env.BASE_DIR,
                 env=self.env,
                 stdin=subprocess.DEVNULL,
@@ -95,7 +96,9 @@ class Portal:
         report: dict[str, Any] = {}
         while time.monotonic() < deadline:
             if self.process is not None and self.process.poll() is not None:
-                raise AssertionError(f"up ended with status {self.process.returncode}:\n{self.output()}")
+                raise AssertionError(
+                    f"{self.command[0]} ended with status {self.process.returncode}:\n{self.output()}"
+                )
             try:
                 answer = httpx.get(f"{self.base_url}/readyz", timeout=5)
                 report = answer.json()

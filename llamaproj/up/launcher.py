@@ -2,7 +2,6 @@
 
 import asyncio
 import contextlib
-import signal
 import sys
 import time
 from collections.abc import Awaitable, Callable
@@ -12,9 +11,10 @@ from typing import Any
 import httpx
 
 from llamaproj import env
-from llamaproj.up import address, preflight, processes
+from llamaproj.up import address, node_address, preflight, processes, stopping
 from llamaproj.up.errors import StartError
 from llamaproj.up.leftovers import Record
+from llamaproj.up.models import stop_models
 from llamaproj.up.postgres import Postgres
 from llamaproj.up.supervisor import Child, Output, Supervisor, end_of_log
 from llamaproj.up.valkey import Valkey
@@ -23,9 +23,6 @@ _SERVICE_READY_S = 60
 _PORTAL_READY_S = 120
 _MODEL_READY_S = 30
 _POLL_S = 0.05
-_MODELS_STOP_S = 4
-# A terminal and `make` may both pass on one Ctrl-C.
-_SECOND_SIGNAL_AFTER_S = 1.0
 # Deaths before a service counts as unable to start. PostgreSQL needs several tries when the last processes of a
 # killed predecessor still hold its shared memory.
 _POSTGRES_TRIES = 5
@@ -57,6 +54,7 @@ def _preflight() -> Record:
     preflight.check_asgi_server()
     preflight.check_engine()
     preflight.check_services()
+    node_address.check()
     return record
 
 
@@ -67,36 +65,13 @@ class _Launcher:
         self._began = time.monotonic()
         self._output = Output()
         self._supervisor = Supervisor(record=record, output=self._output)
-        self._stop_asked = asyncio.Event()
-        self._stop_asked_at = 0.0
-        self._hurry = asyncio.Event()
+        self._signals = stopping.StopSignals()
         self._models_may_run = False
         self._password_to_say: str | None = None
 
     async def run(self) -> None:
         """Start, wait for a signal, stop. Raises `StartError` after stopping what was started."""
-        for signum in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
-            asyncio.get_running_loop().add_signal_handler(signum, self._on_signal)
-        start = asyncio.create_task(self._start(), name="start")
-        asked = asyncio.create_task(self._stop_asked.wait(), name="stop asked")
-        try:
-            await asyncio.wait([start, asked], return_when=asyncio.FIRST_COMPLETED)
-            if start.done():
-                start.result()
-                await asked
-        finally:
-            for task in (start, asked):
-                task.cancel()
-            await asyncio.gather(start, asked, return_exceptions=True)
-            await self._stop()
-
-    def _on_signal(self) -> None:
-        now = time.monotonic()
-        if not self._stop_asked.is_set():
-            self._stop_asked_at = now
-            self._stop_asked.set()
-        elif now - self._stop_asked_at > _SECOND_SIGNAL_AFTER_S:
-            self._hurry.set()
+        await stopping.run(self._start, self._stop, self._signals)
 
     async def _start(self) -> None:
         await self._start_services()
@@ -156,7 +131,7 @@ class _Launcher:
     async def _valkey_ready(self, valkey: Valkey, child: Child) -> None:
         if await _ready(child, valkey.is_ready, tries=_VALKEY_TRIES):
             return
-        await self._supervisor.stop(["valkey"], hurry=self._hurry)
+        await self._supervisor.stop(["valkey"], hurry=self._signals.hurry)
         place = valkey.set_aside()
         self._output.say(f"Valkey could not read its data; it starts empty (the old data is in {place}).")
         valkey.prepare()
@@ -189,26 +164,16 @@ class _Launcher:
     async def _stop(self) -> None:
         self._output.say("Stopping …")
         for group in _STOP_FIRST:
-            await self._supervisor.stop(group, hurry=self._hurry)
+            await self._supervisor.stop(group, hurry=self._signals.hurry)
         if self._models_may_run:
-            await self._stop_models()
+            await stop_models(self._output)
         for service in _STOP_LAST:
-            await self._supervisor.stop([service], hurry=self._hurry)
+            await self._supervisor.stop([service], hurry=self._signals.hurry)
         await self._supervisor.close()
         if self._password_to_say:
             # The start failed, but the account exists by now.
             self._output.say(_sign_in(self._password_to_say))
         self._output.say("Stopped.")
-
-    async def _stop_models(self) -> None:
-        from llamaproj.up import portal
-
-        try:
-            trouble = await asyncio.wait_for(asyncio.to_thread(portal.stop_models), _MODELS_STOP_S)
-        except TimeoutError:
-            trouble = "The models of this machine didn't stop in time; the next start takes care of them."
-        if trouble:
-            self._output.say(trouble)
 
 
 async def _ready(child: Child, check: Callable[[], bool], *, tries: int) -> bool:

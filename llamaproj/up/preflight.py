@@ -49,14 +49,14 @@ def make_folders() -> None:
 
 
 def lock_data_dir() -> int:
-    """Make sure that this is the only `up` on DATA_DIR. The lock lasts while the returned descriptor is open."""
+    """Make sure that no other `up` or `node` uses DATA_DIR. The lock lasts while the returned descriptor is open."""
     descriptor = os.open(env.DATA_DIR / "run" / "up.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
         pid = os.pread(descriptor, 20, 0).decode().strip()
         os.close(descriptor)
-        raise StartError(f"The portal already runs on DATA_DIR={env.DATA_DIR} (process {pid}).") from None
+        raise StartError(f"llamaproj already runs on DATA_DIR={env.DATA_DIR} (process {pid}).") from None
     os.ftruncate(descriptor, 0)
     os.pwrite(descriptor, str(os.getpid()).encode(), 0)
     return descriptor

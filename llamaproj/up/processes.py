@@ -6,6 +6,9 @@ from llamaproj import env
 from llamaproj.up.program import Program
 
 _FIRST = {"web", "node"}
+_PYTHON = (sys.executable, "-m")
+_CELERY = (*_PYTHON, "celery", "-q", "-A", "llamaproj")
+_QUIET = ("--without-gossip", "--without-mingle", "--without-heartbeat")
 
 
 def first() -> list[Program]:
@@ -18,12 +21,35 @@ def later() -> list[Program]:
     return [program for program in _portal() if program.name not in _FIRST]
 
 
+def node(address: str) -> Program:
+    """This machine's node worker, whose llama-servers listen at `address`."""
+    argv = [*_CELERY, "worker", "-P", "threads", "-c", "4", "-Q", f"node.{env.NODE_NAME}"]
+    return Program(
+        name="node",
+        argv=[*argv, "-n", f"node@{env.NODE_NAME}", *_QUIET],
+        env=_environment() | {"NODE_NAME": env.NODE_NAME, "NODE_ADDRESS": address},
+    )
+
+
 def _portal() -> list[Program]:
     """Every process of the portal on this machine."""
-    python = [sys.executable, "-m"]
-    celery = [*python, "celery", "-q", "-A", "llamaproj"]
-    quiet = ["--without-gossip", "--without-mingle", "--without-heartbeat"]
-    node = f"node.{env.NODE_NAME}"
+    # What nobody waits for yields to what writes answers, and to a model that is being loaded.
+    yielding = ["nice", "-n", "10"]
+    argvs = {
+        "web": [*_PYTHON, *_server()],
+        "generator": [*_PYTHON, "llamaproj.cli", "generator"],
+        "worker": [
+            *(*yielding, *_CELERY, "worker", "-P", "threads", "-c", "2", "-Q", "default"),
+            *("-n", f"worker@{env.NODE_NAME}", *_QUIET),
+        ],
+        "beat": [*yielding, *_CELERY, "beat", "--pidfile="],
+    }
+    programs = [Program(name=name, argv=argv, env=_environment()) for name, argv in argvs.items()]
+    return [*programs, node(env.NODE_ADDRESS)]
+
+
+def _environment() -> dict[str, str]:
+    """What all our processes are given besides the environment of the supervisor."""
     common = {
         "DJANGO_SETTINGS_MODULE": "llamaproj.settings",
         "PYTHONUNBUFFERED": "1",
@@ -33,22 +59,7 @@ def _portal() -> list[Program]:
     if not env.LOG_FORMAT and sys.stdout.isatty():
         # The children write into a pipe, but a person reads it.
         common["LOG_FORMAT"] = "console"
-    # What nobody waits for yields to what writes answers, and to a model that is being loaded.
-    yielding = ["nice", "-n", "10"]
-    argvs = {
-        "web": [*python, *_server()],
-        "generator": [*python, "llamaproj.cli", "generator"],
-        "worker": [
-            *(*yielding, *celery, "worker", "-P", "threads", "-c", "2", "-Q", "default"),
-            *("-n", f"worker@{env.NODE_NAME}", *quiet),
-        ],
-        "node": [
-            *(*celery, "worker", "-P", "threads", "-c", "4", "-Q", node),
-            *("-n", f"node@{env.NODE_NAME}", *quiet),
-        ],
-        "beat": [*yielding, *celery, "beat", "--pidfile="],
-    }
-    return [Program(name=name, argv=argv, env=common) for name, argv in argvs.items()]
+    return common
 
 
 def _server() -> list[str]:
