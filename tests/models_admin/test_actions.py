@@ -7,7 +7,7 @@ from django.utils import timezone
 from accounts.models import AuditEntry, Team, User
 from llamaproj import env
 from llamaproj.errors import Conflict, InvalidInput
-from models_admin import actions, events, footprint, tasks
+from models_admin import actions, events, footprint, launch_config, tasks
 from models_admin.errors import IllegalMove, StillRunning
 from models_admin.models import Instance, ModelFile, Node, ServedModel
 from models_admin.states import InstanceState as S
