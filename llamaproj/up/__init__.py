@@ -1,4 +1,4 @@
-"""`llamaproj up`: every process of the portal on one machine under one supervisor; `llamaproj node`: a node worker alone.
+"""`llamaproj up`: every process of the portal on one machine under one supervisor; `llamaproj node`: a node worker.
 
 launcher, node   the order of a start and of a stop, and what the person is told
 ├── preflight    what must be true before anything is started

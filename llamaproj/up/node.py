@@ -76,7 +76,9 @@ class _Launcher:
         await self._supervisor.start(processes.node(self._address))
         while not await asyncio.to_thread(portal.has_joined):
             if time.monotonic() - began > _JOINED_S:
-                raise StartError(f"The worker didn't announce itself within {_JOINED_S} s; see the lines above.")
+                raise StartError(
+                    f"The worker didn't announce itself within {_JOINED_S} s; see the lines above."
+                )
             await asyncio.sleep(_POLL_S)
         self._output.say(
             f"\n  {env.NODE_NAME} at {self._address} has joined the portal after {time.monotonic() - began:.1f} s."
