@@ -8,8 +8,16 @@ from django.utils import timezone
 from models_admin.models.node import Node
 
 
+class ModelFileQuerySet(models.QuerySet["ModelFile"]):
+    """Files, by what can be done with them."""
+
+    def servable(self) -> "ModelFileQuerySet":
+        """Those from which a model can be served; see `ModelFile.obstacle`."""
+        return self.filter(missing=False, error="", kind=ModelFile.Kind.MODEL)
+
+
 class ModelFile(models.Model):
-    """A model found by a scan of a node's folders. `error` says why it can't be served."""
+    """A model found by a scan of a node's folders. `error` says why it can't be used."""
 
     class Kind(models.TextChoices):
         """What the file holds."""
@@ -21,7 +29,8 @@ class ModelFile(models.Model):
     node = models.ForeignKey(Node, on_delete=models.CASCADE, related_name="files")
     path = models.CharField(max_length=1024, help_text="Of a model in several parts: the first.")
     kind = models.CharField(max_length=12, choices=Kind, default=Kind.MODEL)
-    # The same content has the same id on every node and under every name; empty where it can't be read.
+    # The same content has the same id on every node and under every name. Empty where what is there is broken; of a
+    # file that is missing or closed to us it stays as it was.
     content_id = models.CharField(max_length=64, blank=True, db_index=True)
     projector = models.ForeignKey(
         "self", null=True, blank=True, on_delete=models.SET_NULL, related_name="projects_for"
@@ -42,6 +51,8 @@ class ModelFile(models.Model):
     missing = models.BooleanField(default=False)
     scanned_at = models.DateTimeField(default=timezone.now)
 
+    objects = ModelFileQuerySet.as_manager()
+
     class Meta:
         ordering: ClassVar = ["path"]
         constraints: ClassVar = [models.UniqueConstraint(fields=["node", "path"], name="one_row_per_file")]
@@ -53,3 +64,23 @@ class ModelFile(models.Model):
     def file_name(self) -> str:
         """The file without its folder."""
         return self.path.rsplit("/", 1)[-1]
+
+    @property
+    def folder(self) -> str:
+        """Where it lies."""
+        return self.path.rpartition("/")[0]
+
+    @property
+    def obstacle(self) -> str:
+        """Why no model can be served from it now, as a sentence; empty where one can."""
+        if self.missing:
+            return "This file isn't there any more."
+        if self.error:
+            return self.error
+        return _ADDITIONS.get(self.kind, "")
+
+
+_ADDITIONS: dict[str, str] = {
+    ModelFile.Kind.PROJECTOR: "This is a projector for images or sound, an addition to a model, not a model.",
+    ModelFile.Kind.ADAPTER: "This is an adapter (LoRA), an addition to a model, not a model.",
+}

@@ -39,23 +39,63 @@ def header(pairs: list[bytes], tensors: list[bytes], version: int = 3) -> bytes:
     return MAGIC + counts + b"".join(pairs) + b"".join(tensors)
 
 
-def whole(pairs: list[bytes], tensors: list[bytes], data_bytes: int) -> bytes:
-    """Header, padding, data."""
+def whole(pairs: list[bytes], tensors: list[bytes], data: int | bytes) -> bytes:
+    """Header, padding, data: these bytes, or so many zeros."""
     head = header(pairs, tensors)
-    return head + bytes(-len(head) % 32) + bytes(data_bytes)
+    return head + bytes(-len(head) % 32) + (bytes(data) if isinstance(data, int) else data)
 
 
-def small_model(*pairs: bytes) -> bytes:
-    """A model of 64 numbers; its own pairs win over these, as they come later."""
+def small_model(*pairs: bytes, data: bytes = bytes(256)) -> bytes:
+    """A model of 64 numbers; its own pairs take the place of these."""
     basic = [
         word("general.architecture", "llama"),
         word("general.name", "Tiny"),
         number("llama.context_length", 512),
     ]
-    return whole([*basic, *pairs], [tensor("token_embd.weight", 8, 8)], 256)
+    by_key = {_key(one): one for one in (*basic, *pairs)}
+    return whole(list(by_key.values()), [tensor("token_embd.weight", 8, 8)], data)
+
+
+def projector(name: str = "Tiny", width: int = 0, **words: str) -> bytes:
+    """A projector for images of the newer kind, handing over tokens of so many numbers."""
+    pairs = [
+        word("general.architecture", "clip"),
+        word("general.name", name),
+        word("clip.projector_type", words.get("projector_type", "gemma3")),
+        *([number("clip.vision.projection_dim", width)] if width else []),
+    ]
+    return whole(pairs, [tensor("mm.weight", 8)], 32)
+
+
+def adapter() -> bytes:
+    pairs = [word("general.architecture", "llama"), word("general.type", "adapter")]
+    return whole(pairs, [tensor("blk.0.attn_q.weight.lora_a", 8)], 32)
+
+
+def part(number_of: int, count: int, data: bytes = bytes(32)) -> bytes:
+    """One of the parts of a split model, counted from 1."""
+    pairs = [
+        word("general.architecture", "llama"),
+        number("split.no", number_of - 1),
+        number("split.count", count),
+    ]
+    return whole(pairs, [tensor(f"part{number_of}", 8)], data)
+
+
+def write_parts(folder: Path, name: str, count: int) -> list[Path]:
+    """A split model; its parts differ."""
+    return [
+        write(folder / f"{name}-{one:05}-of-{count:05}.gguf", part(one, count, bytes([one]) * 32))
+        for one in range(1, count + 1)
+    ]
 
 
 def write(path: Path, data: bytes) -> Path:
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_bytes(data)
     return path
+
+
+def _key(pair: bytes) -> bytes:
+    (length,) = struct.unpack_from("<Q", pair)
+    return pair[8 : 8 + length]

@@ -1,5 +1,7 @@
+import os
 import struct
 import tempfile
+import time
 from pathlib import Path
 
 import pytest
@@ -8,8 +10,10 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from models_admin.gguf_header import read
-from models_admin.gguf_info import GGUFError
+from models_admin.gguf_info import GGUFError, UnreadableError
 from tests.models_admin import gguf_files as g
+
+_LLAMA = g.word("general.architecture", "llama")
 
 
 def reason(path: Path, data: bytes) -> str:
@@ -69,14 +73,21 @@ def test_what_databases_refuse_is_left_out(path: Path) -> None:
         (g.header([g.array("k", GGUFValueType.UINT8, 2**60)], []), "ends in the middle"),
         (g.header([g.array("k", GGUFValueType.STRING, 2**60)], []), "it is damaged"),
         (g.header([g.array("k", GGUFValueType.ARRAY, 2**60)], []), "it is damaged"),
-        (g.header([struct.pack("<Q", 2**62)], []), "text of"),
+        (g.header([struct.pack("<Q", 2**62)], []), "name of"),
         (g.whole([], [g.tensor("x", 8)], 32), "which architecture"),
-        (g.whole([g.word("general.architecture", "clip")], [g.tensor("x", 8)], 32), "projector"),
+        (g.whole([g.word("general.type", "imatrix")], [g.tensor("x", 8)], 32), "importance matrix"),
         (g.header([g.word("general.architecture", "llama")], []), "vocabulary only"),
         (g.header([g.word("general.architecture", "llama")], [g.tensor("x", 8, kind=77)]), "unknown type"),
         (g.header([], [g.tensor("x", *[2] * 9)]), "9 dimensions"),
         (g.header([], [g.tensor("x", 2**40, 2**40)]), "larger than the file"),
         (g.header([g.number("general.alignment", 0)], [g.tensor("x", 1)]), "alignment"),
+        (g.header([g.number("general.alignment", 24)], [g.tensor("x", 1)]), "alignment"),
+        (g.whole([_LLAMA], [g.tensor("x", 8), g.tensor("y", 8)], 64), "same place"),
+        (g.whole([_LLAMA], [g.tensor("x", 8), g.tensor("x", 8, offset=32)], 64), "two tensors 'x'"),
+        (g.whole([_LLAMA, _LLAMA], [g.tensor("x", 8)], 32), "two entries"),
+        (g.whole([_LLAMA], [g.tensor("x", 8, offset=16)], 64), "isn't where it may be"),
+        (g.whole([_LLAMA], [g.tensor("x", 8, kind=8)], 64), "rows that its type can't have"),
+        (g.small_model(g.number("llama.block_count", 2**30)), "block_count of 1,073,741,824"),
         (g.small_model()[:-1], "incomplete"),
         (g.small_model()[:40], "ends in the middle"),
     ],
@@ -90,22 +101,109 @@ def test_nested_lists_do_not_exhaust_the_stack(path: Path) -> None:
     assert "nested" in reason(path, g.header([g.pair("k", GGUFValueType.ARRAY, nested)], []))
 
 
-def test_the_parts_of_a_split_model_are_taken_together(tmp_path: Path) -> None:
-    def part(number: int) -> bytes:
-        pairs = [
-            g.word("general.architecture", "llama"),
-            g.number("split.no", number),
-            g.number("split.count", 2),
-        ]
-        return g.whole(pairs, [g.tensor(f"part{number}", 8)], 32)
+def test_projectors_and_adapters_say_what_they_are(path: Path) -> None:
+    info = read(g.write(path, g.projector("Tiny", 64)))
+    assert (info.is_projector, info.is_adapter, info.width) == (True, False, 64)
+    info = read(g.write(path, g.adapter()))
+    assert (info.is_projector, info.is_adapter) == (False, True)
+    assert read(g.write(path, g.projector(width=768, projector_type="mlp"))).width is None
 
-    first = g.write(tmp_path / "m-00001-of-00002.gguf", part(0))
-    assert "Part 2 of 2 is missing" in reason(first, part(0))
-    second = g.write(tmp_path / "m-00002-of-00002.gguf", part(1))
+
+def test_the_parts_of_a_split_model_are_taken_together(tmp_path: Path) -> None:
+    first, second = g.write_parts(tmp_path, "m", 2)
     info = read(first)
     assert (info.parts, info.parameters, info.tensor_bytes) == (2, 16, 64)
-    assert "first stands for all" in reason(second, part(1))
-    assert "doesn't end in" in reason(tmp_path / "renamed.gguf", part(0))
+    assert info.size_bytes == first.stat().st_size + second.stat().st_size
+    assert info.tensor_types == {"F32": 64}
+    assert "first stands for all" in reason(second, g.part(2, 2))
+    assert "doesn't end in" in reason(tmp_path / "renamed.gguf", g.part(1, 2))
+    assert "header says it is whole" in reason(first, g.small_model())
+
+
+def test_a_part_that_is_missing_or_broken_or_anothers_is_named(tmp_path: Path) -> None:
+    first, second = g.write_parts(tmp_path, "m", 2)
+    second.write_bytes(b"GGUF, but no more")
+    assert second.name in reason(first, first.read_bytes())
+    second.write_bytes(g.part(3, 3))
+    assert f"{second.name} isn't part 2" in reason(first, first.read_bytes())
+    second.unlink()
+    assert f"Part 2 of 2 is missing: {second.name}" in reason(first, first.read_bytes())
+
+
+def test_the_same_content_has_the_same_id_wherever_it_lies(tmp_path: Path) -> None:
+    data = bytes(range(256))
+    one, two = (read(g.write(tmp_path / name, g.small_model(data=data))) for name in ("a.gguf", "x/b.gguf"))
+    assert one.content_id == two.content_id
+    assert len(one.content_id) == 64
+    for other in (
+        g.small_model(data=data[:-1] + b"x"),
+        g.small_model(g.word("general.name", "Tiny 2"), data=data),
+        g.small_model(data=data + b"more"),
+    ):
+        assert read(g.write(tmp_path / "c.gguf", other)).content_id != one.content_id
+
+
+def test_every_part_of_a_split_model_counts_for_its_id(tmp_path: Path) -> None:
+    first, second = g.write_parts(tmp_path / "a", "m", 2)
+    copied, _ = g.write_parts(tmp_path / "b", "n", 2)
+    assert read(first).content_id == read(copied).content_id
+    second.write_bytes(g.part(2, 2, b"other weights, but of equal size"))
+    assert read(first).content_id != read(copied).content_id
+
+
+def test_of_a_huge_file_only_the_head_and_samples_are_read(path: Path) -> None:
+    """50 GB of weights with a hole instead of data: other weights in a sampled block have another id."""
+    size = 50 * 10**9
+    g.write(path, g.whole([_LLAMA], [g.tensor("token_embd.weight", 2**20, size // 2**22)], 0))
+    os.truncate(path, path.stat().st_size + size)
+    started = time.process_time()
+    before = read(path)
+    assert time.process_time() - started < 0.2
+    with path.open("r+b") as file:
+        file.seek(-8, os.SEEK_END)
+        file.write(b"weights!")
+    assert read(path).content_id != before.content_id
+
+
+def test_a_headers_claims_cost_little(path: Path) -> None:
+    """A hole of 10 GB reads as lists of empty texts without end, or as a text that fills the memory."""
+    for claim in (
+        g.header([g.array("k", GGUFValueType.STRING, 3_999_999)], []),
+        g.header(
+            [g.array("k", GGUFValueType.STRING, 1024, g.text("x") * 1023 + struct.pack("<Q", 2**33))], []
+        ),
+        g.header([g.pair("k", GGUFValueType.STRING, struct.pack("<Q", 2**33))], []),
+        g.header([g.array("k", GGUFValueType.UINT8, 2**33)], []),
+    ):
+        g.write(path, claim)
+        os.truncate(path, 10 * 10**9)
+        started = time.process_time()
+        with pytest.raises(GGUFError):
+            read(path)
+        assert time.process_time() - started < 5
+
+
+def test_what_takes_a_files_place_is_not_waited_for(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe.gguf")
+    (tmp_path / "device.gguf").symlink_to("/dev/zero")
+    (tmp_path / "circle.gguf").symlink_to("circle.gguf")
+    for name in ("pipe.gguf", "device.gguf", "circle.gguf"):
+        with pytest.raises(UnreadableError, match="can't be read"):
+            read(tmp_path / name)
+
+
+def test_a_file_that_is_closed_to_us_is_a_reason_not_a_crash(tmp_path: Path) -> None:
+    path = g.write(tmp_path / "closed.gguf", g.small_model())
+    path.chmod(0)
+    before = os.geteuid()
+    if before == 0:
+        # The superuser may read everything.
+        os.seteuid(65_534)
+    try:
+        with pytest.raises(UnreadableError, match="Permission denied"):
+            read(path)
+    finally:
+        os.seteuid(before)
 
 
 def test_a_folder_in_place_of_a_file_is_a_reason_not_a_crash(tmp_path: Path) -> None:
