@@ -94,10 +94,8 @@ def add(
     **fields: Any,
 ) -> ServedModel:
     """Serve a file under a name of its own. No team: for everybody. Raises `InvalidInput` or `Conflict`."""
-    if file.error:
-        raise Conflict(f"This file can't be served: {file.error}")
-    if file.missing:
-        raise Conflict("This file isn't there any more.")
+    if file.obstacle:
+        raise Conflict(f"No model can be served from this file. {file.obstacle}")
     suggested = suggest(file)
     slug = slug or str(suggested["slug"])
     if ServedModel.objects.filter(slug=slug).exists():
@@ -169,7 +167,7 @@ def install_demo(node: Node) -> ServedModel | None:
 
     None where its file isn't there.
     """
-    files = ModelFile.objects.filter(node=node, missing=False, error="", path__icontains=_DEMO_FILE)
+    files = ModelFile.objects.servable().filter(node=node, path__icontains=_DEMO_FILE)
     file = files.first()
     served = ServedModel.objects.select_related("file__node").filter(slug=DEMO_SLUG).first()
     if served is not None:

@@ -8,7 +8,8 @@ from django.db import connection
 from django.test.utils import CaptureQueriesContext
 
 from llamaproj import env
-from models_admin import catalog
+from llamaproj.errors import Conflict
+from models_admin import actions, catalog
 from models_admin.catalog import Scan
 from models_admin.models import ModelFile, Node, ServedModel
 from tests.models_admin import gguf_files as g
@@ -286,6 +287,8 @@ def test_adapters_and_broken_projectors_are_known_as_such(node: Node, folder: Pa
     assert row(adapter).kind == ModelFile.Kind.ADAPTER
     assert "adapter" in row(adapter).obstacle
     assert (row(broken).kind, bool(row(broken).error)) == (ModelFile.Kind.PROJECTOR, True)
+    with pytest.raises(Conflict, match="an addition to a model"):
+        actions.add(row(adapter), by=None)
 
 
 def test_pipes_circles_and_strange_names_are_passed_over(node: Node, folder: Path) -> None:
