@@ -18,6 +18,7 @@ from unfold.widgets import UnfoldAdminTextareaWidget, UnfoldAdminTextInputWidget
 from accounts.access import person
 from llamaproj.errors import LlamaProjError
 from models_admin import access, actions, configuration, overview, replacement
+from models_admin.external_admin import ExternalServerAdmin
 from models_admin.forms import (
     LAUNCH_GROUPS,
     LIST_FIELDS,
@@ -28,7 +29,15 @@ from models_admin.forms import (
     PortalConfigForm,
     ServedModelForm,
 )
-from models_admin.models import Instance, InstanceChange, ModelFile, Node, PortalConfig, ServedModel
+from models_admin.models import (
+    ExternalServer,
+    Instance,
+    InstanceChange,
+    ModelFile,
+    Node,
+    PortalConfig,
+    ServedModel,
+)
 from models_admin.templatetags.amounts import age, as_bytes, as_count
 
 # Unfold's colours for a state's word.
@@ -296,3 +305,6 @@ class InstanceAdmin(ReadOnly, ModelAdmin):
     def shown_memory(self, instance: Instance) -> str:
         """What its process takes."""
         return as_bytes(instance.memory_bytes)
+
+
+admin.site.register(ExternalServer, ExternalServerAdmin)

@@ -68,6 +68,17 @@ def check(server: ExternalServer) -> Finding:
     return finding
 
 
+def describe(server: ExternalServer, finding: Finding) -> str:
+    """What a check of the server found, in a sentence or two."""
+    if not finding.healthy:
+        return f"{server.name}: {finding.problem}"
+    count = len(finding.models)
+    said = f"{server.name} answers and offers {count} model{'' if count == 1 else 's'}."
+    if finding.base_url != server.base_url:
+        said += f" Its address was completed to {finding.base_url}."
+    return said
+
+
 def is_due(server: ExternalServer) -> bool:
     """True where it is time to ask again: at once after a change, less and less often while it fails."""
     if server.checked_at is None or server.healthy:

@@ -1,12 +1,13 @@
 """URLs of models."""
 
-from django.urls import path
+from django.urls import include, path
 
 from models_admin import views
 
 urlpatterns = [
     path("", views.index, name="models"),
     path("config/", views.config, name="models-config"),
+    path("external/", include("models_admin.external_urls")),
     path("scan/", views.scan, name="models-scan"),
     path("add/<int:pk>/", views.add, name="model-add"),
     path("<slug:slug>/", views.detail, name="model"),

@@ -68,8 +68,9 @@ def remove(request: HttpRequest, slug: str) -> HttpResponse:
     """Serve it no more."""
     user = _manager(request)
     served = access.find_visible(user, slug)
+    kept = "server" if served.external else "file"
     actions.remove(served, by=user)
-    messages.success(request, f"{served.name} is served no more; its file is still there.")
+    messages.success(request, f"{served.name} is served no more; its {kept} is still there.")
     return redirect("models")
 
 

@@ -42,6 +42,15 @@ class ExternalServer(models.Model):
         """True where a key is kept."""
         return bool(self.api_key_encrypted)
 
+    @property
+    def word(self) -> str:
+        """How it is, in a word or two."""
+        if not self.enabled:
+            return "switched off"
+        if self.healthy is None:
+            return "being asked"
+        return "answers" if self.healthy else "out of reach"
+
     def url(self, path: str) -> str:
         """Where one of OpenAI's paths, as in `/v1/chat/completions`, is asked. Not every server's end in /v1."""
         return self.base_url + path.removeprefix("/v1")

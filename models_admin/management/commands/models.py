@@ -9,6 +9,7 @@ from django.utils import timezone
 from llamaproj import env
 from llamaproj.errors import LlamaProjError
 from models_admin import actions, catalog, lifecycle, node_facts
+from models_admin.management import external
 from models_admin.models import ModelFile, Node, ServedModel
 from models_admin.states import InstanceState as S
 
@@ -28,6 +29,7 @@ class Command(BaseCommand):
             "stop-all", help="end a node's llama-servers; what is wanted stays wanted"
         )
         stop_all.add_argument("--node", default=env.NODE_NAME)
+        external.add_arguments(verbs.add_parser("external", help="servers elsewhere that speak OpenAI's API"))
         # Also after the verb, as other commands have it.
         for each in verbs.choices.values():
             each.add_argument("-v", "--verbosity", type=int, choices=range(4), default=1)
@@ -86,6 +88,10 @@ class Command(BaseCommand):
         """Ask for new ones."""
         actions.restart(self._served(options), by=None)
         self._say(options, "Asked to start anew.")
+
+    def do_external(self, options: dict[str, Any]) -> None:
+        """Look after external servers."""
+        external.run(options, self.stdout)
 
     def do_install_demo(self, options: dict[str, Any]) -> None:
         """Find the file and serve it."""
