@@ -70,6 +70,7 @@ def configure(*, level: str, format_: str) -> None:
                 "daphne.access": {"handlers": [], "propagate": False},
                 "django.channels.server": {"level": "WARNING"},
                 "httpx": {"level": "WARNING"},
+                "httpx2": {"level": "WARNING"},
                 "celery.app.trace": {"level": "WARNING"},
                 "celery.worker.strategy": {"level": "WARNING"},
                 "celery.beat": {"level": "WARNING"},

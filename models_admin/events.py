@@ -32,6 +32,11 @@ def files_changed() -> None:
     _announce({"type": "models.files"})
 
 
+def downloads_changed() -> None:
+    """A download began, ended or went on."""
+    _announce({"type": "models.downloads"})
+
+
 def _announce(message: dict[str, object]) -> None:
     """Tell whoever listens. Pages look for themselves when they connect, so a lost announcement loses nothing."""
     layer = get_channel_layer()

@@ -56,3 +56,20 @@ def rate_of(instance_pk: UUID) -> float | None:
     except RedisError:
         return None
     return rate
+
+
+def tell_download(download_pk: UUID, rate_bytes: float, waits_for: str) -> None:
+    """Note how many bytes a second come, and what keeps them from coming."""
+    try:
+        cache.set(f"download:{download_pk}", (rate_bytes, waits_for), _RATE_S)
+    except RedisError:
+        return
+
+
+def download_of(download_pk: UUID) -> tuple[float | None, str]:
+    """Both as noted lately; None where nothing is known."""
+    try:
+        told: tuple[float, str] | None = cache.get(f"download:{download_pk}")
+    except RedisError:
+        return None, ""
+    return told or (None, "")
