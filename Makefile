@@ -23,13 +23,14 @@ test-quick: .venv/.dev ## The tests that need no running portal: under a minute
 
 # Nothing of `check` touches the data of a portal that runs here.
 check: export DATA_DIR := $(CURDIR)/.data-check
-check: .venv/.dev ## Linters, formatter, types, floors, deployment settings, migrations
+check: .venv/.dev ## Linters, formatter, types, floors, deployment settings, migrations, the REST schema
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 	SECURE=1 ALLOWED_HOSTS=portal.example.org $(MANAGE) check --deploy --fail-level WARNING
 	PYTHONPATH=. $(BIN)/python deploy/check_migrations.py
+	$(MANAGE) spectacular --validate --fail-on-warn --file $(DATA_DIR)/schema.yml
 
 bench: .venv/.dev ## The benchmarks, as ratios against baselines of the same run
 	$(BIN)/python -m benchmarks $(ARGS)

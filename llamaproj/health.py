@@ -23,11 +23,17 @@ async def healthz(request: HttpRequest) -> JsonResponse:
 
 async def readyz(request: HttpRequest) -> JsonResponse:
     """200 when every dependency answers and at least one node is alive, 503 with the reasons otherwise."""
+    found = await report()
+    return JsonResponse(found, status=200 if found["status"] == "ok" else 503)
+
+
+async def report() -> dict[str, Any]:
+    """Each dependency with its state."""
     checks = {"database": _database, "redis": _redis, "workers": _workers, "models": _models}
     results = await asyncio.gather(*(_guarded(check) for check in checks.values()))
-    report = dict(zip(checks, results, strict=True))
-    ok = all(report[name]["ok"] for name in ("database", "redis", "workers"))
-    return JsonResponse({"status": "ok" if ok else "unavailable", **report}, status=200 if ok else 503)
+    found = dict(zip(checks, results, strict=True))
+    ok = all(found[name]["ok"] for name in ("database", "redis", "workers"))
+    return {"status": "ok" if ok else "unavailable", **found}
 
 
 async def _guarded(check: Callable[[], Awaitable[dict[str, Any]]]) -> dict[str, Any]:

@@ -339,7 +339,7 @@ REST_FRAMEWORK = {
     ],
     "DEFAULT_PERMISSION_CLASSES": ["rest_framework.permissions.IsAuthenticated"],
     "DEFAULT_RENDERER_CLASSES": ["rest_framework.renderers.JSONRenderer"],
-    "DEFAULT_PARSER_CLASSES": ["rest_framework.parsers.JSONParser"],
+    "DEFAULT_PARSER_CLASSES": ["llamaproj.rest.Body"],
     "DEFAULT_FILTER_BACKENDS": [
         "django_filters.rest_framework.DjangoFilterBackend",
         "rest_framework.filters.SearchFilter",
@@ -348,7 +348,6 @@ REST_FRAMEWORK = {
     "DEFAULT_PAGINATION_CLASS": "llamaproj.rest.Pages",
     "DEFAULT_SCHEMA_CLASS": "llamaproj.rest_schema.Schema",
     "EXCEPTION_HANDLER": "llamaproj.rest.answer",
-    "UNAUTHENTICATED_USER": "django.contrib.auth.models.AnonymousUser",
 }
 SPECTACULAR_SETTINGS = {
     "TITLE": "llamaproj",

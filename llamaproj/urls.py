@@ -14,6 +14,7 @@ urlpatterns = [
     path("accounts/email/", by_an_administrator),
     path("accounts/", include("allauth.account.urls")),
     path("v1/", include("gateway.urls")),
+    path("api/", include("llamaproj.api_urls")),
     path("models/", include("models_admin.urls")),
     path("", include("monitoring.urls")),
     path("", include("chat.urls")),

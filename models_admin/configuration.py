@@ -46,6 +46,8 @@ def change_node(node: Node, *, by: User | None, **fields: Any) -> Node:
         return node
     for name, value in changed.items():
         setattr(node, name, value)
+    if node.memory_limit_bytes is not None and node.memory_limit_bytes < 0:
+        raise InvalidInput("A limit is no negative number.", param="memory_limit_bytes")
     try:
         node.clean_fields()
     except ValidationError as error:

@@ -1,0 +1,47 @@
+"""REST resources of the portal as a whole."""
+
+from typing import Any
+
+from asgiref.sync import async_to_sync
+from drf_spectacular.utils import extend_schema
+from drf_spectacular.views import SpectacularSwaggerSplitView
+from rest_framework import serializers
+from rest_framework.request import Request
+from rest_framework.response import Response
+from rest_framework.views import APIView
+
+from llamaproj import health
+
+
+class DependencySerializer(serializers.Serializer[Any]):
+    """One dependency; what else it says depends on which it is."""
+
+    ok = serializers.BooleanField()
+    error = serializers.CharField(required=False)
+
+
+class HealthSerializer(serializers.Serializer[Any]):
+    """The portal and what it depends on."""
+
+    status = serializers.ChoiceField(choices=["ok", "unavailable"])
+    database = DependencySerializer()
+    redis = DependencySerializer()
+    workers = DependencySerializer()
+    models = DependencySerializer()
+
+
+class HealthView(APIView):
+    """Whether the portal can do its work: what /readyz says, for whoever is signed in."""
+
+    @extend_schema(summary="Health", responses={200: HealthSerializer, 503: HealthSerializer})
+    def get(self, request: Request) -> Response:
+        """503 while a dependency is away."""
+        found = async_to_sync(health.report)()
+        return Response(found, status=200 if found["status"] == "ok" else 503)
+
+
+class Explorer(SpectacularSwaggerSplitView):
+    """The explorer, with its script in a file of its own: the content security policy knows no other."""
+
+    template_name = "api_explorer.html"
+    url_name = "api-schema"

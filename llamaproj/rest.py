@@ -1,0 +1,104 @@
+"""What every REST resource shares: errors as problem bodies (RFC 9457), pages of lists."""
+
+from http import HTTPStatus
+from typing import Any
+
+import orjson
+import structlog
+from django.core.exceptions import PermissionDenied
+from django.db import IntegrityError
+from django.http import Http404
+from rest_framework import exceptions
+from rest_framework.pagination import PageNumberPagination
+from rest_framework.parsers import JSONParser
+from rest_framework.response import Response
+
+from llamaproj.errors import Conflict, InvalidInput, LlamaProjError, NotAllowed, NotAuthenticated, NotFound
+
+log = structlog.get_logger(__name__)
+
+PROBLEM_TYPE = "application/problem+json"
+# What Django REST framework raises, by its status.
+_CODES = {
+    error.status: error.code for error in (InvalidInput, NotAuthenticated, NotAllowed, NotFound, Conflict)
+}
+
+
+class Body(JSONParser):
+    """JSON, read by the parser that the other API has: neither depth nor strange numbers break it."""
+
+    def parse(self, stream: Any, media_type: Any = None, parser_context: Any = None) -> Any:
+        """Raises `ParseError`."""
+        try:
+            return orjson.loads(stream.read())
+        except orjson.JSONDecodeError as error:
+            raise exceptions.ParseError(f"The body isn't valid JSON: {error}.") from None
+
+
+class Pages(PageNumberPagination):
+    """Lists come in pages of 50, or of `page_size` up to 200."""
+
+    page_size = 50
+    page_size_query_param = "page_size"
+    max_page_size = 200
+
+
+def answer(error: Exception, context: dict[str, Any]) -> Response:
+    """The REST door's one translation of errors. What nobody foresaw is logged whole and told in a neutral sentence."""
+    request_id = structlog.contextvars.get_contextvars().get("request_id", "unknown")
+    known = _known(error)
+    if known is None:
+        log.error("request failed", path=context["request"].path, exc_info=error)
+        known = LlamaProjError(f"Something went wrong here; the logs know it as {request_id}.")
+    problem = {
+        "type": "about:blank",
+        "title": HTTPStatus(known.status).phrase,
+        "status": known.status,
+        "detail": known.message,
+        "code": known.code,
+        "param": known.param,
+        "request_id": request_id,
+    }
+    if isinstance(error, exceptions.ValidationError):
+        problem["errors"] = dict(_sentences(error.detail))
+    response = Response(problem, status=known.status, content_type=PROBLEM_TYPE)
+    if known.status == HTTPStatus.UNAUTHORIZED:
+        response["www-authenticate"] = "Bearer"
+    if known.retry_after is not None:
+        response["retry-after"] = str(max(1, round(known.retry_after)))
+    return response
+
+
+def _known(error: Exception) -> LlamaProjError | None:
+    if isinstance(error, LlamaProjError):
+        return error
+    if isinstance(error, Http404):
+        return NotFound()
+    if isinstance(error, PermissionDenied | exceptions.PermissionDenied):
+        return NotAllowed(str(getattr(error, "detail", "")))
+    if isinstance(error, IntegrityError):
+        return Conflict("Somebody else was faster: look at what is there now.")
+    if isinstance(error, exceptions.ValidationError):
+        param, sentence = next(iter(_sentences(error.detail)), ("", "This can't be right."))
+        return InvalidInput(sentence, param=param or None)
+    if isinstance(error, exceptions.APIException):
+        known = LlamaProjError(str(error.detail))
+        known.status = error.status_code
+        known.code = _CODES.get(error.status_code, str(error.default_code))
+        return known
+    return None
+
+
+def _sentences(detail: Any, param: str = "") -> list[tuple[str, str]]:
+    """Each wrong parameter with its first sentence; of nested ones the whole path."""
+    if isinstance(detail, dict):
+        return [
+            pair
+            for name, inner in detail.items()
+            for pair in _sentences(
+                inner, param if name == "non_field_errors" else f"{param}.{name}".strip(".")
+            )
+        ]
+    if isinstance(detail, list):
+        return _sentences(detail[0], param) if detail else []
+    return [(param, str(detail))]

@@ -1,0 +1,59 @@
+"""By what REST's lists are filtered."""
+
+from typing import Any
+
+from django.db.models import QuerySet
+from django_filters import rest_framework as filters
+
+from models_admin.models import Instance, ModelFile, ServedModel
+from models_admin.states import InstanceState
+
+
+class ServedModelFilter(filters.FilterSet):
+    """Served models."""
+
+    enabled = filters.BooleanFilter()
+    on_demand = filters.BooleanFilter(method="by_demand", label="Loaded when somebody asks for it.")
+    state = filters.ChoiceFilter(
+        field_name="instances__state", choices=InstanceState.choices, distinct=True, label="Of any replica."
+    )
+    team = filters.CharFilter(field_name="teams__name", distinct=True)
+
+    class Meta:
+        model = ServedModel
+        fields = ()
+
+    def by_demand(self, queryset: QuerySet[ServedModel], name: str, value: bool) -> QuerySet[ServedModel]:
+        """Where no replica always runs."""
+        return queryset.filter(min_replicas=0) if value else queryset.exclude(min_replicas=0)
+
+
+class ModelFileFilter(filters.FilterSet):
+    """Files."""
+
+    node = filters.CharFilter(field_name="node__name")
+    kind = filters.ChoiceFilter(choices=ModelFile.Kind.choices)
+    architecture = filters.CharFilter()
+    missing = filters.BooleanFilter()
+    broken = filters.BooleanFilter(method="by_error", label="It can't be served.")
+    served = filters.BooleanFilter(field_name="served", lookup_expr="isnull", exclude=True, distinct=True)
+
+    class Meta:
+        model = ModelFile
+        fields = ()
+
+    def by_error(self, queryset: QuerySet[ModelFile], name: str, value: Any) -> QuerySet[ModelFile]:
+        """Those that can't be served, or can."""
+        return queryset.exclude(error="") if value else queryset.filter(error="")
+
+
+class InstanceFilter(filters.FilterSet):
+    """Replicas."""
+
+    model = filters.CharFilter(field_name="served__slug")
+    node = filters.CharFilter(field_name="node__name")
+    state = filters.MultipleChoiceFilter(choices=InstanceState.choices)
+
+    class Meta:
+        model = Instance
+        fields = ()
