@@ -1,8 +1,9 @@
 """The models pages' socket, `/ws/models/`: pieces of HTML as they change.
 
-With `?model=SLUG` it serves that model's own page, otherwise the list. Each frame is JSON with `content` (HTML),
-`target` and `swap`, which the page's htmx puts in place. Announcements only say what has changed; what is shown is
-read anew, as the person may see it at that moment, at most a few times a second.
+With `?model=SLUG` it serves that model's own page, whose query may choose a log (`replica`, `lines`); otherwise the
+list. Each frame is JSON with `content` (HTML), `target` and `swap`, which the page's htmx puts in place. Announcements
+only say what has changed; what is shown is read anew, as the person may see it at that moment, at most a few times a
+second.
 """
 
 import asyncio
@@ -16,13 +17,13 @@ from django.utils import timezone
 
 from accounts.models import User
 from llamaproj.errors import NotFound
-from models_admin import access, events, fragments
+from models_admin import access, events, fragments, remedies
 
 _PAUSE_S = 0.25
 _NOT_SIGNED_IN = 4401
 _NOT_FOUND = 4404
 # What may have changed.
-_LIST, _FILES, _LOG = "list", "files", "log"
+_LIST, _FILES, _LOG, _SLOTS = "list", "files", "log", "slots"
 
 Frame = tuple[str, str, str]
 
@@ -35,14 +36,20 @@ class ModelsConsumer(AsyncWebsocketConsumer):
         self._changed: set[int | str] = set()
         self._something_changed = asyncio.Event()
         self._sender: asyncio.Task[None] | None = None
-        self._slug = parse_qs(self.scope["query_string"].decode("latin-1")).get("model", [""])[0]
+        query = {
+            key: values[0] for key, values in parse_qs(self.scope["query_string"].decode("latin-1")).items()
+        }
+        self._slug = query.get("model", "")
+        self._log_choice = fragments.LogChoice.of(query)
+        # The model's own page hears of one model; which one it knows after its first look.
+        self._served_pk: int | None = None
         if not self.scope["user"].is_authenticated:
             await self.close(_NOT_SIGNED_IN)
             return
         await self.accept()
         await self.channel_layer.group_add(events.GROUP, self.channel_name)
         # What happened between the page and the socket, or while the socket was down.
-        self._note(_LIST, _FILES, _LOG)
+        self._note(_LIST, _FILES)
         self._sender = asyncio.create_task(self._send_changes(), name=f"models page {self.channel_name}")
 
     async def disconnect(self, code: int) -> None:
@@ -65,8 +72,13 @@ class ModelsConsumer(AsyncWebsocketConsumer):
 
     async def models_log(self, message: dict[str, Any]) -> None:
         """A process has written something."""
-        if self._slug:
+        if message["served"] == self._served_pk:
             self._note(_LOG)
+
+    async def models_slots(self, message: dict[str, Any]) -> None:
+        """Slots do something else than before."""
+        if message["served"] == self._served_pk:
+            self._note(_SLOTS)
 
     def _note(self, *what: int | str) -> None:
         self._changed.update(what)
@@ -121,10 +133,18 @@ class ModelsConsumer(AsyncWebsocketConsumer):
 
     def _of_model(self, user: User, changed: set[int | str]) -> list[Frame]:
         served = access.find_visible(user, self._slug)
+        self._served_pk = served.pk
         frames: list[Frame] = []
-        if _LIST in changed or served.pk in changed:
+        moved = _LIST in changed or served.pk in changed
+        if moved:
             frames.append((fragments.head(user, served), "#model-head", "outerMorph"))
             frames.append((fragments.replicas(user, served), "#model-replicas", "outerMorph"))
-        if (_LOG in changed or served.pk in changed) and access.may_manage(user):
-            frames.append((fragments.log(user, served), "#model-log", "outerMorph"))
+        if not access.may_manage(user):
+            return frames
+        if moved or (_LOG in changed and remedies.is_troubled(served)):
+            frames.append((fragments.diagnosis(user, served), "#model-diagnosis", "outerMorph"))
+        if moved or _SLOTS in changed:
+            frames.append((fragments.slots(user, served), "#model-slots", "outerMorph"))
+        if (moved or _LOG in changed) and served.external is None:
+            frames.append((fragments.log(user, served, self._log_choice), "#model-log", "outerMorph"))
         return frames

@@ -14,6 +14,8 @@ from dataclasses import dataclass
 from enum import StrEnum
 
 _MOST_EVIDENCE = 4
+# Who fails says so at the end.
+_LOOKED_AT = 200
 # Shells report a signal's death of their child as this much more.
 _SHELL_SIGNAL = 128
 
@@ -273,7 +275,7 @@ def _distinct(lines: Iterable[str]) -> tuple[str, ...]:
 def _last_start(lines: Sequence[str]) -> list[str]:
     """What the process wrote since it last began, or since it got over whatever it complained of; without prefixes."""
     rest: list[str] = []
-    for line in lines:
+    for line in lines[-_LOOKED_AT:]:
         if _START.match(line):
             rest.clear()
             continue

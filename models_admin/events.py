@@ -27,6 +27,11 @@ def log_grown(served_pk: int, instance_pk: uuid.UUID) -> None:
     _announce({"type": "models.log", "served": served_pk, "instance": str(instance_pk)})
 
 
+def slots_changed(served_pk: int, instance_pk: uuid.UUID) -> None:
+    """The instance's slots do something else than before."""
+    _announce({"type": "models.slots", "served": served_pk, "instance": str(instance_pk)})
+
+
 def files_changed() -> None:
     """A node has read its model folders."""
     _announce({"type": "models.files"})

@@ -2,7 +2,7 @@
 
 from django.urls import include, path
 
-from models_admin import views
+from models_admin import instance_views, views
 
 urlpatterns = [
     path("", views.index, name="models"),
@@ -16,4 +16,6 @@ urlpatterns = [
     path("<slug:slug>/restart/", views.restart, name="model-restart"),
     path("<slug:slug>/edit/", views.edit, name="model-edit"),
     path("<slug:slug>/remove/", views.remove, name="model-remove"),
+    path("<slug:slug>/remedy/<slug:code>/", instance_views.remedy, name="model-remedy"),
+    path("<slug:slug>/log/<uuid:pk>/", instance_views.log, name="model-log-file"),
 ]

@@ -37,7 +37,11 @@ def detail(request: HttpRequest, slug: str) -> HttpResponse:
     user = person(request)
     served = access.find_visible(user, slug)
     manager = access.may_manage(user)
-    context = fragments.replicas_context(served) | (fragments.log_context(served) if manager else {})
+    context = fragments.replicas_context(served)
+    if manager:
+        choice = fragments.LogChoice.of(request.GET)
+        context |= fragments.log_context(served, choice) | fragments.slots_context(served)
+        context |= fragments.diagnosis_context(served)
     return render(request, "models_admin/model.html", context | {"manager": manager, "served": served})
 
 

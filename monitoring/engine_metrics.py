@@ -12,13 +12,16 @@ import logging
 import math
 import threading
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass, field
 from typing import Any
 
 import httpx
 from prometheus_client.parser import text_string_to_metric_families
+
+from models_admin import slots as listing
+from models_admin.slots import Slot, number, written_tokens
 
 logger = logging.getLogger(__name__)
 
@@ -61,6 +64,7 @@ class EngineReading:
     context_used_tokens: int | None = None
     context_tokens: int | None = None
     metrics: dict[str, float] = field(default_factory=dict)
+    each_slot: list[Slot] | None = None
 
 
 class EngineWatch:
@@ -154,10 +158,10 @@ def _count(answer: Answer) -> _Counters | None:
     prompt = answer.metrics.get("prompt_tokens_total", 0.0)
     writing = reading = 0
     for slot in _busy(answer.slots):
-        decoded = _decoded(slot)
+        decoded = written_tokens(slot)
         writing += decoded
         if not decoded:
-            reading += _number(slot, "n_prompt_tokens_processed")
+            reading += number(slot, "n_prompt_tokens_processed")
     return _Counters(answer.at, counted, counted + writing, prompt + reading)
 
 
@@ -185,26 +189,15 @@ def _reading(answer: Answer, generated: float | None, prompt: float | None) -> E
         requests_deferred=None if deferred is None else int(deferred),
         slots=len(answer.slots or []) if known else None,
         slots_busy=len(busy) if known else None,
-        context_used_tokens=sum(_number(slot, "n_prompt_tokens") for slot in busy) if known else None,
-        context_tokens=sum(_number(slot, "n_ctx") for slot in answer.slots or []) if known else None,
+        context_used_tokens=sum(number(slot, "n_prompt_tokens") for slot in busy) if known else None,
+        context_tokens=sum(number(slot, "n_ctx") for slot in answer.slots or []) if known else None,
         metrics=metrics,
+        each_slot=listing.of(answer.slots) if answer.slots is not None else None,
     )
 
 
 def _busy(slots: list[dict[str, Any]] | None) -> list[dict[str, Any]]:
     return [slot for slot in slots or [] if slot.get("is_processing")]
-
-
-def _decoded(slot: Mapping[str, Any]) -> int:
-    tokens = slot.get("next_token")
-    if isinstance(tokens, list):  # builds of 2025 give an object, later ones a list of one
-        tokens = tokens[0] if tokens else None
-    return _number(tokens, "n_decoded") if isinstance(tokens, Mapping) else 0
-
-
-def _number(of: Mapping[str, Any], key: str) -> int:
-    value = of.get(key)
-    return int(value) if isinstance(value, (int, float)) and math.isfinite(value) else 0
 
 
 class Fetcher:

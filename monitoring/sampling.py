@@ -9,6 +9,8 @@ from django.core.cache import cache
 from django.utils import timezone
 
 from llamaproj import env
+from models_admin import events as model_events
+from models_admin import notes
 from models_admin.models import Instance, Node
 from models_admin.states import InstanceState
 from monitoring import events
@@ -59,6 +61,7 @@ def _sample(node: Node) -> Sample:
     )
     taken.save()
     remember_metrics(node.name, at, engines)
+    _tell_slots(engines, instances)
     events.sample_taken(node.name, at, taken.data)
     return taken
 
@@ -155,6 +158,14 @@ def _totals(engines: dict[str, EngineReading], instances: list[Instance]) -> dic
 
 def _short(value: float | None) -> float | None:
     return value if value is None else round(value, 2)
+
+
+def _tell_slots(engines: dict[str, EngineReading], instances: list[Instance]) -> None:
+    """Hand the slots on to the models pages, so that each llama-server is asked for them once."""
+    for instance in instances:
+        engine = engines.get(str(instance.pk))
+        if engine and engine.each_slot is not None and notes.tell_slots(instance.pk, engine.each_slot):
+            model_events.slots_changed(instance.served_id, instance.pk)
 
 
 def remember_metrics(node_name: str, at: datetime, engines: dict[str, EngineReading]) -> None:

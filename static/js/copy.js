@@ -3,7 +3,7 @@
 const SHOWN_MS = 1600;
 
 /** Put text on the clipboard, also where the page is served without https. */
-async function copy(text) {
+export async function copy(text) {
   if (navigator.clipboard) return navigator.clipboard.writeText(text);
   const area = document.createElement("textarea");
   area.value = text;

@@ -1,8 +1,7 @@
-// The models pages: questions before something ends, durations that go on, a log that follows its end.
+// The models pages: questions before something ends, durations that go on.
 
 const UNITS = [[86_400, "d"], [3600, "h"], [60, "min"], [1, "s"]];
 const EVERY_MS = 1000;
-const AT_END_PX = 24;
 
 // Questions: htmx asks before a request, plain forms before they are sent
 
@@ -45,26 +44,3 @@ setInterval(() => {
     if (time.textContent !== words) time.textContent = words;
   }
 }, EVERY_MS);
-
-// The log stays at its end while the reader is there
-
-let atEnd = true;
-const log = () => document.querySelector("[data-follow]");
-
-function follow() {
-  const shown = log();
-  if (shown && atEnd) shown.scrollTop = shown.scrollHeight;
-}
-
-document.addEventListener(
-  "scroll",
-  (event) => {
-    if (event.target === log()) {
-      const { scrollTop, scrollHeight, clientHeight } = event.target;
-      atEnd = scrollHeight - scrollTop - clientHeight < AT_END_PX;
-    }
-  },
-  true,
-);
-document.addEventListener("htmx:after:ws:message", follow);
-follow();
