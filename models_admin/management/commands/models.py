@@ -9,7 +9,7 @@ from django.utils import timezone
 from llamaproj import env
 from llamaproj.errors import LlamaProjError
 from models_admin import actions, catalog, lifecycle, node_facts
-from models_admin.management import external
+from models_admin.management import external, settings
 from models_admin.models import ModelFile, Node, ServedModel
 from models_admin.states import InstanceState as S
 
@@ -24,6 +24,17 @@ class Command(BaseCommand):
         verbs.add_parser("list", help="show models and files")
         for verb in ("start", "stop", "restart"):
             verbs.add_parser(verb, help=f"{verb} a model").add_argument("slug")
+        scale = verbs.add_parser("scale", help="keep so many replicas of a model running")
+        scale.add_argument("slug")
+        scale.add_argument("replicas", type=int, metavar="N", help="0: load it when somebody asks for it")
+        scale.add_argument("--most", type=int, metavar="N", help="start more, up to so many, when many wait")
+        change = verbs.add_parser("set", help="change a model's parameters")
+        change.add_argument("slug")
+        settings.add_assignments(change, least_one=True)
+        config = verbs.add_parser(
+            "config", help="show or change how models are launched that don't say otherwise"
+        )
+        settings.add_assignments(config, least_one=False)
         verbs.add_parser("install-demo", help="serve the demo model if its file is there")
         stop_all = verbs.add_parser(
             "stop-all", help="end a node's llama-servers; what is wanted stays wanted"
@@ -92,6 +103,21 @@ class Command(BaseCommand):
     def do_external(self, options: dict[str, Any]) -> None:
         """Look after external servers."""
         external.run(options, self.stdout)
+
+    def do_scale(self, options: dict[str, Any]) -> None:
+        """Set how many replicas run."""
+        actions.scale(self._served(options), by=None, replicas=options["replicas"], most=options["most"])
+        self._say(options, "Asked to scale.")
+
+    def do_set(self, options: dict[str, Any]) -> None:
+        """Change a model's parameters."""
+        for sentence in settings.change_model(self._served(options), options["assignments"]):
+            self._say(options, sentence)
+
+    def do_config(self, options: dict[str, Any]) -> None:
+        """Show or change the portal's configuration."""
+        for sentence in settings.change_portal(options["assignments"]):
+            self._say(options, sentence)
 
     def do_install_demo(self, options: dict[str, Any]) -> None:
         """Find the file and serve it."""
