@@ -15,6 +15,7 @@ from django.urls import path
 from chat.consumers import ConversationConsumer
 from llamaproj.origin import SameOrigin
 from models_admin.consumers import ModelsConsumer
+from models_admin.node_consumer import NodesConsumer
 from monitoring.consumers import MonitoringConsumer
 
 application = ProtocolTypeRouter(
@@ -26,6 +27,7 @@ application = ProtocolTypeRouter(
                     [
                         path("ws/chat/<uuid:pk>/", ConversationConsumer.as_asgi()),
                         path("ws/models/", ModelsConsumer.as_asgi()),
+                        path("ws/models/nodes/", NodesConsumer.as_asgi()),
                         path("ws/monitoring/", MonitoringConsumer.as_asgi()),
                     ]
                 )

@@ -48,7 +48,7 @@ class Nvml:
         try:
             self._library.nvmlInit()
         except self._library.NVMLError as error:
-            logger.info("No GPU readings: %s", error)
+            logger.debug("No GPU readings: %s", error)
             return False
         return True
 

@@ -40,6 +40,7 @@ def facts(nvml: Nvml = _nvml) -> dict[str, Any]:
                 "name": gpu.name,
                 "memory_bytes": gpu.memory_total_bytes or 0,
                 "free_bytes": max(0, (gpu.memory_total_bytes or 0) - (gpu.memory_used_bytes or 0)),
+                "by_pid": {str(pid): count for pid, count in gpu.memory_by_pid.items() if count},
             }
             for index, gpu in enumerate(nvml.read())
         ],

@@ -102,6 +102,11 @@ def word_of(instance: Instance) -> str:
     return WORDS[S(instance.state)]
 
 
+def replica(instance: Instance) -> Replica:
+    """An instance with what its node says of it."""
+    return Replica(instance, notes.rate_of(instance.pk) if instance.state == S.READY else None)
+
+
 def of(served: ServedModel, portal: PortalConfig | None = None) -> Overview:
     """Look at the served model; its instances should be prefetched, and the portal's row given where there are many."""
     current = [one for one in served.instances.all() if one.state != S.STOPPED]
@@ -119,7 +124,7 @@ def of(served: ServedModel, portal: PortalConfig | None = None) -> Overview:
         state=state,
         since=since,
         reason=reason,
-        replicas=[Replica(one, notes.rate_of(one.pk) if one.state == S.READY else None) for one in current],
+        replicas=[replica(one) for one in current],
         memory_bytes=sum(measured) if measured else None,
         estimated_bytes=memory.total if memory else None,
     )

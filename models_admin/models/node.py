@@ -38,14 +38,6 @@ class NodeQuerySet(models.QuerySet["Node"]):
         """The others."""
         return self.exclude(last_seen__gte=Now() - SILENT_AFTER)
 
-    def with_silence(self) -> "NodeQuerySet":
-        """Each with `silence`: how long nothing has been heard of it, None where nothing ever was."""
-        return self.annotate(
-            silence=models.ExpressionWrapper(
-                Now() - models.F("last_seen"), output_field=models.DurationField()
-            )
-        )
-
 
 class Node(models.Model):
     """A machine on which a node worker runs. What it has is what its worker last said."""
@@ -68,7 +60,7 @@ class Node(models.Model):
     cpu_count = models.PositiveIntegerField(default=0)
     memory_bytes = models.BigIntegerField(default=0)
     memory_free_bytes = models.BigIntegerField(null=True, blank=True)
-    # [{"index": 0, "name": "…", "memory_bytes": …, "free_bytes": …}, …]
+    # [{"index": 0, "name": "…", "memory_bytes": …, "free_bytes": …, "by_pid": {"123": bytes}}, …]
     gpus = models.JSONField(default=list, blank=True)
     engine = models.CharField(max_length=200, blank=True)
     # By the database's clock.

@@ -1,6 +1,6 @@
 """Numbers as a person says them."""
 
-from datetime import datetime
+from datetime import datetime, timedelta
 
 from django import template
 from django.utils import timezone
@@ -27,9 +27,12 @@ def as_count(count: int | None) -> str:
 @register.filter
 def age(since: datetime | None) -> str:
     """How long ago, in its largest unit: `3 h`."""
-    if since is None:
-        return "–"
-    seconds = max(0, int((timezone.now() - since).total_seconds()))
+    return "–" if since is None else span(timezone.now() - since)
+
+
+def span(length: timedelta) -> str:
+    """How long, in its largest unit: `3 h`."""
+    seconds = max(0, int(length.total_seconds()))
     for size, unit in _AGES:
         if seconds >= size:
             return f"{seconds // size} {unit}"

@@ -41,6 +41,16 @@ class TwoMachines:
             " WHERE replica.state <> 'stopped' ORDER BY node.name, replica.created_at"
         )
 
+    def wait_for_files(self) -> None:
+        """Wait until it is known that both machines have the model's content."""
+        deadline = time.monotonic() + PATIENCE_S
+        question = "SELECT count(DISTINCT node_id) FROM models_admin_modelfile WHERE content_id <> '' GROUP BY content_id"
+        while self.portal.query(question) != [(2,)]:
+            assert time.monotonic() < deadline, self.portal.query(
+                "SELECT path, content_id FROM models_admin_modelfile"
+            )
+            time.sleep(0.2)
+
     def until(self, done: Callable[[list[tuple[str, str, int]]], bool], limit_s: float = PATIENCE_S) -> float:
         """Wait until the replicas are so. Returns the seconds it took."""
         began = time.monotonic()
@@ -136,6 +146,7 @@ def test_a_node_joins_is_cut_off_and_comes_back(machines: TwoMachines) -> None:
     assert memory > 0
 
     # A replica on each machine, from a file with the same content under another name.
+    machines.wait_for_files()
     portal.query(
         "UPDATE models_admin_servedmodel SET min_replicas = 2, max_replicas = 2, desired_replicas = 2, enabled = true"
     )
