@@ -42,6 +42,8 @@ log = structlog.get_logger(__name__)
 _REASON_LOG_LINES = 12
 # Of two passes over one node the second waits so long for the first.
 _WAIT_MS = 1500
+# How often one looks while somebody waits for memory.
+_CROWDED_S = 0.5
 
 
 @dataclass(frozen=True)
@@ -72,7 +74,7 @@ def reconcile(node_name: str, patience: Patience | None = None) -> float | None:
     with alone(f"reconcile:{node_name}", _WAIT_MS) as is_alone:
         if not is_alone:
             return None
-        scheduler.schedule(node_name)
+        somebody_waits = scheduler.schedule(node_name)
         node = Node.objects.get(name=node_name)
         one_pass = _Pass(node, patience or Patience())
         for instance in list(
@@ -82,6 +84,8 @@ def reconcile(node_name: str, patience: Patience | None = None) -> float | None:
         ):
             one_pass.step(instance)
         _end_forgotten(node)
+        if somebody_waits:
+            one_pass.look_again_in(_CROWDED_S)
         return one_pass.again_in
 
 
@@ -187,7 +191,8 @@ class _Pass:
         if notes.tell_log(instance.pk, instance_log.tail(str(instance.pk))):
             events.log_grown(instance.served_id, instance.pk)
 
-    def _soon(self, seconds: float) -> None:
+    def look_again_in(self, seconds: float) -> None:
+        """Something is on its way."""
         self.again_in = seconds if self.again_in is None else min(self.again_in, seconds)
 
     # States -------------------------------------------------------------------------------------------------------
@@ -237,7 +242,7 @@ class _Pass:
             return
         self._set(instance, pid=child.pid, pid_created=process.keep(child))
         log.info("started", instance=str(instance), pid=child.pid, port=spec.port, engine=found_engine.name)
-        self._soon(0.25)
+        self.look_again_in(0.25)
 
     def _watch_start(self, instance: Instance) -> None:
         if instance.pid is None and not self._adopt(instance):
@@ -255,7 +260,7 @@ class _Pass:
                 progress=None,
                 memory_bytes=found.memory_info().rss,
             )
-            self._soon(0.25)
+            self.look_again_in(0.25)
             return
         file = instance.file or instance.served.file
         patience = (
@@ -272,7 +277,7 @@ class _Pass:
         if progress != instance.progress:
             self._set(instance, progress=progress)
             events.instance_changed(instance.served_id, instance.pk)
-        self._soon(0.25 if age < 10 else 1.0)
+        self.look_again_in(0.25 if age < 10 else 1.0)
 
     def _watch(self, instance: Instance) -> None:
         found = _process_of(instance)
@@ -294,13 +299,14 @@ class _Pass:
         memory = found.memory_info().rss
         if abs(memory - (instance.memory_bytes or 0)) > memory / 50:
             changes["memory_bytes"] = memory
-            footprint.note(instance, memory, self.now)
         if changes:
             self._set(instance, **changes)
             events.instance_changed(instance.served_id, instance.pk)
         if usage.observe(instance, self.now):
             self._set(instance, last_used_at=self.now)
             ServedModel.objects.filter(pk=instance.served_id).update(last_used_at=self.now)
+            # Only at work does a replica touch all it needs.
+            footprint.note(instance, memory, self.now)
 
     def _come_back(self, instance: Instance) -> None:
         """This machine was out of reach for the others; what went on here meanwhile counts again."""
@@ -329,7 +335,7 @@ class _Pass:
         if found is None:
             _stopped(instance, "Stopped.")
             # Somebody may be waiting for its memory.
-            self._soon(0.1)
+            self.look_again_in(0.1)
             return
         if instance.term_at is None:
             age = self._age(instance.state_since)
@@ -343,7 +349,7 @@ class _Pass:
                 self._set(instance, term_at=self.now)
         elif self._age(instance.term_at) > self.patience.term:
             process.send(found, SIGKILL)
-        self._soon(0.3)
+        self.look_again_in(0.3)
 
     def _judge(self, instance: Instance) -> None:
         """After a crash: try again later, or give up."""
@@ -368,7 +374,7 @@ class _Pass:
         if left <= 0 or left > self.patience.backoff_most * 1.25:
             instance.move_to(S.PENDING, "Starting again.", retry_at=None)
         elif left < 5:
-            self._soon(left)
+            self.look_again_in(left)
 
     # Their parts --------------------------------------------------------------------------------------------------
 

@@ -27,24 +27,28 @@ _LEAST_USEFUL_FIRST = (S.FAILED, S.BACKING_OFF, S.CRASHED, S.PENDING, S.STARTING
 # These are on their way out, or nobody knows: others take their place.
 _NOT_COUNTED = frozenset({S.DRAINING, S.UNREACHABLE})
 _KEPT_STOPPED = 10
-# A replica that was just loaded for somebody is left to them for so long.
+# A replica that was just loaded for somebody is left to them until it was used, or for so long.
 _SETTLED_S = 10.0
-# A replica is idle once nothing was seen of it in two looks of the reconciler.
-_IDLE_AFTER_S = 3.0
+# A replica is idle once nothing was seen of it for as long as the reconciler may not have looked.
+_IDLE_AFTER_S = 2.0
 _UNKNOWN_BYTES = 2**62
 
 
-def schedule(here: str) -> None:
-    """One pass. `here` is the node that runs it: alive, whatever its last heartbeat says."""
+def schedule(here: str) -> bool:
+    """One pass. `here` is the node that runs it: alive, whatever its last heartbeat says.
+
+    Returns true where somebody waits for memory that others may soon be done with: then look again shortly.
+    """
     with alone("schedule", wait_ms=200) as is_alone:
         if not is_alone:
-            return
+            return False
         world = _World(here)
         world.lose_silent_nodes()
         for served in world.served:
             world.follow_demand(served)
             world.adjust(served)
         world.place_all()
+        return world.somebody_waits()
 
 
 def preload() -> None:
@@ -248,6 +252,14 @@ class _World:
         for replica in sorted(waiting, key=lambda one: one.instance.created_at):
             self._place(replica)
 
+    def somebody_waits(self) -> bool:
+        """True where a request waits for a model that has found no room."""
+        return any(
+            one.state == S.PENDING and one.instance.cause == Shortage.NO_ROOM and demand.is_asked(served_pk)
+            for served_pk, replicas in self.replicas.items()
+            for one in replicas
+        )
+
     def _place(self, replica: _Replica) -> None:
         instance, served = replica.instance, replica.instance.served
         reason, too_large = "", False
@@ -337,8 +349,9 @@ class _World:
     def _tenant(self, replica: _Replica, held: Need) -> Tenant:
         instance = replica.instance
         served = instance.served
+        used = instance.last_used_at and instance.ready_at and instance.last_used_at > instance.ready_at
         settled = instance.ready_at is not None and (
-            (self.now - instance.ready_at).total_seconds() > _SETTLED_S
+            used or (self.now - instance.ready_at).total_seconds() > _SETTLED_S
         )
         idle = replica.idle_s(self.now)
         counted = sum(one.state in {S.STARTING, S.READY} for one in self.replicas[served.pk])
@@ -347,7 +360,7 @@ class _World:
             name=served.slug,
             held=held,
             idle_s=idle if idle is not None and idle >= _IDLE_AFTER_S else None,
-            evictable=(
+            evictable=bool(
                 replica.state == S.READY
                 and settled
                 and not served.pinned
