@@ -6,8 +6,9 @@ from dataclasses import dataclass
 from django.template.loader import render_to_string
 
 from accounts.models import User
+from llamaproj import env
 from models_admin import access, instance_log, notes, overview, remedies
-from models_admin.models import Instance, InstanceChange, ModelFile, PortalConfig, ServedModel
+from models_admin.models import Instance, InstanceChange, ModelFile, Node, PortalConfig, ServedModel
 from models_admin.states import InstanceState as S
 
 _TIMELINE = 15
@@ -40,7 +41,11 @@ def files(user: User) -> str:
 
 def files_context() -> dict[str, object]:
     """What `_files.html` shows."""
-    return {"files": ModelFile.objects.select_related("node").prefetch_related("served")[:_CHOICES]}
+    return {
+        "files": ModelFile.objects.listed()[:_CHOICES],
+        "many_nodes": Node.objects.count() > 1,
+        "folders": env.MODELS_DIRS,
+    }
 
 
 def head(user: User, served: ServedModel) -> str:

@@ -3,6 +3,8 @@
 from typing import ClassVar
 
 from django.db import models
+from django.db.models.fields.json import KT
+from django.db.models.functions import Cast
 from django.utils import timezone
 
 from models_admin.models.node import Node
@@ -14,6 +16,19 @@ class ModelFileQuerySet(models.QuerySet["ModelFile"]):
     def servable(self) -> "ModelFileQuerySet":
         """Those from which a model can be served; see `ModelFile.obstacle`."""
         return self.filter(missing=False, error="", kind=ModelFile.Kind.MODEL)
+
+    def listed(self) -> "ModelFileQuerySet":
+        """With all that a list shows, `parts` among it, and without the headers and templates, which are long."""
+        light = ModelFile.objects.defer("metadata", "chat_template")
+        parts = Cast(KT("metadata__parts"), models.IntegerField())
+        beside = models.Prefetch("projector", light)
+        projected = models.Prefetch("projects_for", light)
+        return (
+            self.defer("metadata", "chat_template")
+            .annotate(parts=parts)
+            .select_related("node")
+            .prefetch_related("served", beside, projected)
+        )
 
 
 class ModelFile(models.Model):

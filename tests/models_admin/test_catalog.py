@@ -1,15 +1,18 @@
 import fcntl
 import os
+import re
 import time
 from pathlib import Path
 
 import pytest
 from django.db import connection
+from django.test import Client
 from django.test.utils import CaptureQueriesContext
 
+from accounts.models import User
 from llamaproj import env
 from llamaproj.errors import Conflict
-from models_admin import actions, catalog
+from models_admin import actions, catalog, fragments
 from models_admin.catalog import Scan
 from models_admin.models import ModelFile, Node, ServedModel
 from tests.models_admin import gguf_files as g
@@ -375,3 +378,66 @@ def test_a_thousand_unchanged_files_are_not_read_again(node: Node, folder: Path)
     print(f"again {(again - started) * 1000:.0f} ms, a look {(looked - again) * 1000:.1f} ms")
     assert len(queries) < 12
     assert again - started < 5
+
+
+def test_the_table_says_what_each_file_is_and_who_uses_it(
+    node: Node, folder: Path, client: Client, admin_user: User
+) -> None:
+    used = g.write(folder / "see" / "tiny.gguf", g.small_model())
+    g.write(folder / "see" / "mmproj-F16.gguf", g.projector())
+    g.write(folder / "style.gguf", g.adapter())
+    g.write(folder / "old.bin", b"older")
+    g.write_parts(folder, "big", 3)
+    parts = g.write_parts(folder, "torn", 2)
+    gone = g.write(folder / "gone.gguf", g.small_model(g.word("general.name", "Gone")))
+    catalog.scan(node)
+    for path in (used, gone):
+        serve(path)
+    parts[1].unlink()
+    gone.unlink()
+    g.write(used, g.small_model(g.word("general.name", "Other")))
+    catalog.scan(node)
+    client.force_login(admin_user)
+    rows = _rows(client.get("/models/").content.decode())
+    assert "sees with mmproj-F16.gguf" in rows["tiny.gguf"]
+    assert '<a href="/models/m0/">m0</a>' in rows["tiny.gguf"]
+    assert "Changed" in rows["tiny.gguf"]
+    assert "For tiny.gguf" in rows["mmproj-F16.gguf"]
+    assert "LoRA adapter" in rows["style.gguf"]
+    assert "older format" in rows["old.bin"]
+    assert "3 parts" in rows["big-00001-of-00003.gguf"]
+    assert "torn-00002-of-00002.gguf" in rows["torn-00001-of-00002.gguf"]
+    assert "any more" in rows["gone.gguf"]
+    addable = {name for name, row in rows.items() if "/models/add/" in row}
+    assert addable == {"tiny.gguf", "big-00001-of-00003.gguf"}
+
+
+def test_the_table_reads_no_headers_and_asks_as_often_for_many_files_as_for_one(
+    node: Node, folder: Path, admin_user: User
+) -> None:
+    asked = []
+    for name in ("a.gguf", "b.gguf", "mmproj-c.gguf"):
+        g.write(
+            folder / name, g.projector() if "mmproj" in name else g.small_model(g.word("general.name", name))
+        )
+        catalog.scan(node)
+        with CaptureQueriesContext(connection) as queries:
+            fragments.files(admin_user)
+        asked.append(len(queries))
+        assert not any('modelfile"."chat_template"' in query["sql"] for query in queries)
+    assert max(asked) <= 6
+
+
+def test_without_files_the_table_says_what_to_do(
+    node: Node, folder: Path, client: Client, admin_user: User
+) -> None:
+    client.force_login(admin_user)
+    page = client.get("/models/").content.decode()
+    assert f"Put a GGUF file into <code>{folder}</code>" in page
+
+
+def _rows(page: str) -> dict[str, str]:
+    """The rows of the files' table by the names of the files."""
+    table = page.partition('id="model-files"')[2]
+    rows = table.split("<tr data-file=")[1:]
+    return {re.search(r'file-path">([^<]*)', row)[1].rpartition("/")[2]: row for row in rows}
