@@ -27,6 +27,8 @@ from gguf.constants import GGUFValueType
 from tests.models_admin import gguf_files as g
 
 ROOT = Path(__file__).resolve().parents[2]
+# What reads a file unless another is named.
+SCAN = "tests.models_admin.gguf_fuzz:read_as_a_scan"
 # Processor seconds and bytes that one file may take.
 CASE_S = 8.0
 MEMORY_BYTES = 256 * 2**20
@@ -191,15 +193,16 @@ def case(seed: int, number: int, whole: list[Parts], real: bytes) -> tuple[Parts
 
 
 def run(
-    seconds: float, seed: int, reader: str = "tests.models_admin.gguf_fuzz:read_as_a_scan", first: int = 0
+    seconds: float, seed: int, reader: str = SCAN, *, cases: int = 2**62, case_s: float = CASE_S
 ) -> Report:
     """Run cases for so long; a process that died or stood still is a problem, and the next one goes on after it."""
     report = Report()
+    first = 0
     deadline = time.monotonic() + seconds
     with tempfile.TemporaryDirectory(prefix="gguf-fuzz-") as folder:
         progress = Path(folder, "progress")
-        while (left := deadline - time.monotonic()) > 0:
-            progress.write_text(json.dumps({"case": first, "cases": 0, "accepted": 0, "slowest_s": 0.0}))
+        while first < cases and (left := deadline - time.monotonic()) > 0:
+            progress.write_text("")
             argv = [
                 sys.executable,
                 "-m",
@@ -209,13 +212,16 @@ def run(
                 "--reader",
                 reader,
             ]
-            argv += ["--seed", str(seed), "--first", str(first), "--minutes", str(left / 60)]
+            argv += ["--seed", str(seed), "--first", str(first), "--cases", str(cases)]
+            argv += ["--minutes", str(left / 60), "--case-seconds", str(case_s)]
             with Path(folder, "problems").open("a+b") as out:
                 child = subprocess.Popen(argv, cwd=ROOT, stdout=out, stderr=subprocess.STDOUT)
                 stuck = _waited(child, progress)
                 out.seek(0)
                 said = out.read().decode(errors="replace")
                 out.truncate(0)
+            if not progress.read_text():
+                raise RuntimeError(f"The reader's process never began: {said[-2000:]}")
             last = json.loads(progress.read_text())
             report.cases += last["cases"]
             report.accepted += last["accepted"]
@@ -223,7 +229,7 @@ def run(
             report.problems += [line for line in said.splitlines() if line.startswith("case ")]
             if child.returncode == 0:
                 break
-            how = "stood still" if stuck else _ending(child.returncode)
+            how = "stood still" if stuck else _ending(child.returncode, case_s)
             report.problems.append(f"case {last['case']}: the reader {how}: {said[-500:]}")
             first = last["case"] + 1
     return report
@@ -244,9 +250,9 @@ def _waited(child: subprocess.Popen[bytes], progress: Path) -> bool:
     return False
 
 
-def _ending(code: int) -> str:
+def _ending(code: int, case_s: float) -> str:
     if code == -signal.SIGPROF:
-        return f"took more than {CASE_S:.0f} s of the processor"
+        return f"took more than {case_s} s of the processor"
     return f"died ({signal.Signals(-code).name})" if code < 0 else f"ended with {code}"
 
 
@@ -278,10 +284,11 @@ def read_as_a_scan(path: Path) -> bool:
 
 
 def _child(options: argparse.Namespace) -> None:
-    import django
+    if options.reader == SCAN:
+        import django
 
-    os.environ.setdefault("DJANGO_SETTINGS_MODULE", "llamaproj.settings")
-    django.setup()
+        os.environ.setdefault("DJANGO_SETTINGS_MODULE", "llamaproj.settings")
+        django.setup()
     module, _, name = options.reader.partition(":")
     read = getattr(import_module(module), name)
     whole, real = seeds(), real_head()
@@ -289,7 +296,7 @@ def _child(options: argparse.Namespace) -> None:
     folder.mkdir(exist_ok=True)
     # Once as a trial, so that whatever is imported on the way is there before the limit.
     g.write(folder / "trial.gguf", g.small_model())
-    if options.reader.endswith("read_as_a_scan"):
+    if options.reader == SCAN:
         assert read(folder / "trial.gguf")
     pages = int(Path("/proc/self/statm").read_text().split()[0])
     limit = pages * resource.getpagesize() + MEMORY_BYTES
@@ -297,11 +304,11 @@ def _child(options: argparse.Namespace) -> None:
     state = {"case": options.first, "cases": 0, "accepted": 0, "slowest_s": 0.0}
     progress = os.open(Path(options.child, "progress"), os.O_WRONLY)
     deadline = time.monotonic() + options.minutes * 60
-    while time.monotonic() < deadline and options.only in (None, state["case"]):
+    while time.monotonic() < deadline and state["case"] < options.cases:
         parts, length = case(options.seed, int(state["case"]), whole, real)
         path = _written(folder, parts, length)
         os.pwrite(progress, json.dumps(state).ljust(120).encode(), 0)
-        signal.setitimer(signal.ITIMER_PROF, CASE_S)
+        signal.setitimer(signal.ITIMER_PROF, options.case_seconds)
         started = time.process_time()
         try:
             state["accepted"] += bool(read(path))
@@ -330,9 +337,11 @@ def _main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--minutes", type=float, default=60.0)
     parser.add_argument("--seed", type=int, default=int(time.time()))
-    parser.add_argument("--first", type=int, default=0, help="the number of the first case")
+    parser.add_argument("--cases", type=int, default=2**62, help="stop before the case of this number")
+    parser.add_argument("--case-seconds", type=float, default=CASE_S, help="processor time of one case")
     parser.add_argument("--only", type=int, help="run this case alone, in this process")
-    parser.add_argument("--reader", default="tests.models_admin.gguf_fuzz:read_as_a_scan")
+    parser.add_argument("--reader", default=SCAN, help="module:function")
+    parser.add_argument("--first", type=int, default=0, help=argparse.SUPPRESS)
     parser.add_argument("--child", help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.child:
@@ -341,11 +350,12 @@ def _main() -> None:
     if options.only is not None:
         with tempfile.TemporaryDirectory(prefix="gguf-fuzz-") as folder:
             Path(folder, "progress").touch()
-            options.child, options.first = folder, options.only
+            options.child, options.first, options.cases = folder, options.only, options.only + 1
             _child(options)
         return
     started = time.monotonic()
-    report = run(options.minutes * 60, options.seed, options.reader, options.first)
+    limits = {"cases": options.cases, "case_s": options.case_seconds}
+    report = run(options.minutes * 60, options.seed, options.reader, **limits)
     minutes = (time.monotonic() - started) / 60
     print(
         f"{report.cases:,} cases in {minutes:.1f} minutes with seed {options.seed}: "
