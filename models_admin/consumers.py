@@ -1,9 +1,9 @@
 """The models pages' socket, `/ws/models/`: pieces of HTML as they change.
 
-With `?model=SLUG` it serves that model's own page, whose query may choose a log (`replica`, `lines`); otherwise the
-list. Each frame is JSON with `content` (HTML), `target` and `swap`, which the page's htmx puts in place. Announcements
-only say what has changed; what is shown is read anew, as the person may see it at that moment, at most a few times a
-second.
+With `?model=SLUG` it serves that model's own page, whose query may choose a log (`replica`, `lines`); with
+`?page=downloads` the downloads page; otherwise the list. Each frame is JSON with `content` (HTML), `target` and `swap`,
+which the page's htmx puts in place. Announcements only say what has changed; what is shown is read anew, as the person
+may see it at that moment, at most a few times a second.
 """
 
 import asyncio
@@ -17,13 +17,14 @@ from django.utils import timezone
 
 from accounts.models import User
 from llamaproj.errors import NotFound
-from models_admin import access, events, fragments, remedies
+from models_admin import access, download_fragments, events, fragments, remedies
 
 _PAUSE_S = 0.25
 _NOT_SIGNED_IN = 4401
 _NOT_FOUND = 4404
 # What may have changed.
 _LIST, _FILES, _LOG, _SLOTS = "list", "files", "log", "slots"
+_DOWNLOADS = "downloads"
 
 Frame = tuple[str, str, str]
 
@@ -39,7 +40,7 @@ class ModelsConsumer(AsyncWebsocketConsumer):
         query = {
             key: values[0] for key, values in parse_qs(self.scope["query_string"].decode("latin-1")).items()
         }
-        self._slug = query.get("model", "")
+        self._slug, self._page = query.get("model", ""), query.get("page", "")
         self._log_choice = fragments.LogChoice.of(query)
         # The model's own page hears of one model; which one it knows after its first look.
         self._served_pk: int | None = None
@@ -69,6 +70,11 @@ class ModelsConsumer(AsyncWebsocketConsumer):
     async def models_files(self, message: dict[str, Any]) -> None:
         """A scan has found something."""
         self._note(_FILES)
+
+    async def models_downloads(self, message: dict[str, Any]) -> None:
+        """A download began, ended or went on."""
+        if self._page == _DOWNLOADS:
+            self._note(_DOWNLOADS)
 
     async def models_log(self, message: dict[str, Any]) -> None:
         """A process has written something."""
@@ -112,6 +118,9 @@ class ModelsConsumer(AsyncWebsocketConsumer):
         user = User.objects.filter(pk=self.scope["user"].pk, is_active=True).first()
         if user is None:
             return None
+        if self._page == _DOWNLOADS:
+            manager = access.may_manage(user)
+            return [(download_fragments.downloads(user), "#downloads", "outerMorph")] if manager else None
         try:
             return self._of_model(user, changed) if self._slug else self._of_list(user, changed)
         except NotFound:
