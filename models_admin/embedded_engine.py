@@ -62,6 +62,11 @@ def parser() -> argparse.ArgumentParser:
     add("-a", "--alias", metavar="NAME[,NAME]")
     add("-mm", "--mmproj", type=_file, metavar="FILE")
 
+    add("--lora", type=_files, action="extend", metavar="FILE[,FILE]")
+    add("-md", "--model-draft", "--spec-draft-model", dest="model_draft", type=_file, metavar="FILE")
+    add("--draft-max", "--draft", "--draft-n", dest="draft_max", type=_number(0))
+    add("--draft-min", "--draft-n-min", dest="draft_min", type=_number(0))
+
     add("--host", action="append")
     add("--port", type=_number(0, 65535))
     add("--api-key", action="append", metavar="KEY[,KEY]")
@@ -87,6 +92,7 @@ def parser() -> argparse.ArgumentParser:
     add("-n", "--predict", "--n-predict", dest="predict", type=_number(-1))
     add("--keep", type=_number(-1))
     add("-cram", "--cache-ram", type=_number(-1), metavar="MIB")
+    add("-ctxcp", "--ctx-checkpoints", "--swa-checkpoints", dest="ctx_checkpoints", type=_number(0))
     add("--cache-reuse", type=_number(0))
     add("--cache-prompt", dest="cache_prompt", action="store_true")
     add("--no-cache-prompt", dest="cache_prompt", action="store_false")
@@ -101,6 +107,7 @@ def parser() -> argparse.ArgumentParser:
     add("-ngl", "--gpu-layers", "--n-gpu-layers", dest="gpu_layers", type=_gpu_layers, metavar="N|auto|all")
     add("-mg", "--main-gpu", type=_number(0))
     add("-sm", "--split-mode", choices=_SPLIT_MODES)
+    add("-ts", "--tensor-split", type=_shares, metavar="N,N")
     add("-fa", "--flash-attn", choices=_FLASH_ATTENTION, nargs="?", const="on")
     add("-ctk", "--cache-type-k", choices=_CACHE_TYPES)
     add("-ctv", "--cache-type-v", choices=_CACHE_TYPES)
@@ -183,6 +190,17 @@ def _file(text: str) -> str:
     return text
 
 
+def _files(text: str) -> list[str]:
+    return [_file(one) for one in text.split(",")]
+
+
+def _shares(text: str) -> list[float]:
+    try:
+        return [float(one) for one in text.split(",")]
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{text!r} is no list of numbers") from None
+
+
 def _folder(text: str) -> str:
     if not Path(text).is_dir():
         raise argparse.ArgumentTypeError(f"there is no folder {text!r}")
@@ -256,6 +274,38 @@ def _mmproj(params: Params, path: str) -> None:
     params.mmproj.path = path
 
 
+def _lora(params: Params, paths: list[str]) -> None:
+    import xllamacpp
+
+    adapters = []
+    for path in paths:
+        adapter = xllamacpp.CommonAdapterLoraInfo()
+        adapter.path, adapter.scale = path, 1.0
+        adapters.append(adapter)
+    params.lora_adapters = adapters
+
+
+def _model_draft(params: Params, path: str) -> None:
+    import xllamacpp
+
+    params.speculative.draft.mparams.path = path
+    # Without this the engine loads it and drafts nothing.
+    params.speculative.types = [xllamacpp.common_speculative_type.COMMON_SPECULATIVE_TYPE_DRAFT_SIMPLE]
+
+
+def _draft(attribute: str) -> Setter:
+    def set_(params: Params, value: int) -> None:
+        setattr(params.speculative.draft, attribute, value)
+
+    return set_
+
+
+def _tensor_split(params: Params, shares: list[float]) -> None:
+    # The engine has a place for every device it could have.
+    known = list(params.tensor_split)
+    params.tensor_split = [*shares, *known[len(shares) :]][: len(known)]
+
+
 def _alias(params: Params, names: str) -> None:
     params.model_alias = {name.strip() for name in names.split(",") if name.strip()}
 
@@ -316,6 +366,10 @@ _SETTERS: dict[str, Setter] = {
     "model": _model,
     "alias": _alias,
     "mmproj": _mmproj,
+    "lora": _lora,
+    "model_draft": _model_draft,
+    "draft_max": _draft("n_max"),
+    "draft_min": _draft("n_min"),
     "host": _plain("hostnames"),
     "port": _plain("port"),
     "api_key": _keys,
@@ -337,6 +391,7 @@ _SETTERS: dict[str, Setter] = {
     "predict": _plain("n_predict"),
     "keep": _plain("n_keep"),
     "cache_ram": _plain("cache_ram_mib"),
+    "ctx_checkpoints": _plain("n_ctx_checkpoints"),
     "cache_reuse": _plain("n_cache_reuse"),
     "cache_prompt": _plain("cache_prompt"),
     "cont_batching": _plain("cont_batching"),
@@ -346,6 +401,7 @@ _SETTERS: dict[str, Setter] = {
     "threads_batch": _threads_batch,
     "gpu_layers": _plain("n_gpu_layers"),
     "main_gpu": _plain("main_gpu"),
+    "tensor_split": _tensor_split,
     "split_mode": _constant("split_mode", "llama_split_mode", "LLAMA_SPLIT_MODE"),
     "flash_attn": _constant(
         "flash_attn_type", "llama_flash_attn_type", "LLAMA_FLASH_ATTN_TYPE", _FLASH_ATTENTION

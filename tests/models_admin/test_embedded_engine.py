@@ -5,7 +5,9 @@ import sys
 import time
 from pathlib import Path
 
+import gguf
 import httpx
+import numpy as np
 import pytest
 
 from llamaproj import env
@@ -46,6 +48,16 @@ def test_flags_become_parameters(demo_model: Path, tmp_path: Path) -> None:
     assert params.slot_save_path == f"{tmp_path}/"
 
 
+def test_additions_to_a_model_become_parameters(demo_model: Path) -> None:
+    model = str(demo_model)
+    given = f"-m {model} --lora {model} --lora {model},{model} -md {model} --draft-max 8 --tensor-split 3,1"
+    params = embedded_engine.params_from(given.split())
+    assert [(one.path, one.scale) for one in params.lora_adapters] == [(model, 1.0)] * 3
+    assert (params.speculative.draft.mparams.path, params.speculative.draft.n_max) == (model, 8)
+    assert params.tensor_split[:3] == [3.0, 1.0, 0.0]
+    assert len(params.tensor_split) == 128
+
+
 def test_without_slots_given_four_share_one_cache(demo_model: Path) -> None:
     params = embedded_engine.params_from(["--model", str(demo_model)])
     assert (params.n_parallel, params.kv_unified) == (4, True)
@@ -61,6 +73,8 @@ def test_without_slots_given_four_share_one_cache(demo_model: Path) -> None:
         ("-m {model} -np many", "not a whole number"),
         ("-m {model} --cache-type-k q9", "invalid choice"),
         ("-m {model} --alia x", "--alia"),
+        ("-m {model} --lora {model},/nowhere", "no file"),
+        ("-m {model} --tensor-split 3;1", "no list of numbers"),
     ],
 )
 def test_a_wrong_flag_ends_it_with_a_sentence(
@@ -92,6 +106,37 @@ def test_it_asks_for_the_key_and_serves(engine: Engine) -> None:
     slots = httpx.get(f"{engine.base_url}/slots", headers=headers).json()
     assert [slot["n_ctx"] for slot in slots] == [2048, 2048]
     assert "llamacpp:tokens_predicted_total" in httpx.get(f"{engine.base_url}/metrics", headers=headers).text
+
+
+def adapter(path: Path) -> Path:
+    """A LoRA adapter that changes the demo model a little."""
+    writer, rank, width = gguf.GGUFWriter(path, "llama"), 4, 576
+    writer.add_type("adapter")
+    writer.add_string("adapter.type", "lora")
+    writer.add_float32("adapter.lora.alpha", rank)
+    for name, shape in (("lora_a", (rank, width)), ("lora_b", (width, rank))):
+        writer.add_tensor(f"blk.0.attn_q.weight.{name}", np.full(shape, 0.001, dtype=np.float32))
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    return path
+
+
+@pytest.mark.slow
+def test_it_takes_an_adapter_and_drafts_with_a_second_model(demo_model: Path, tmp_path: Path) -> None:
+    port, lora = free_port(), adapter(tmp_path / "lora.gguf")
+    flags = ["--model", str(demo_model), "--port", str(port), "--host", "127.0.0.1", "--ctx-size", "256"]
+    more = ["--parallel", "1", "--lora", str(lora), "--model-draft", str(demo_model)]
+    with subprocess.Popen([*COMMAND, *flags, *more], cwd=env.BASE_DIR, stderr=subprocess.DEVNULL) as process:
+        url = f"http://127.0.0.1:{port}"
+        while _status(url) != 200:
+            assert process.poll() is None
+        assert httpx.get(f"{url}/lora-adapters").json()[0]["path"] == str(lora)
+        body = {"prompt": "One, two, three,", "max_tokens": 8, "temperature": 0}
+        answer = httpx.post(f"{url}/v1/completions", json=body, timeout=60).json()
+        assert answer["timings"]["draft_n"] > 0
+        process.terminate()
 
 
 @pytest.mark.slow

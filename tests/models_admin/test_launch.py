@@ -8,7 +8,7 @@ import pytest
 
 from llamaproj import env
 from llamaproj.errors import InvalidInput
-from models_admin import engine, launch, launch_config, process
+from models_admin import embedded_engine, engine, launch, launch_config, process
 from models_admin.engine import Engine
 from models_admin.errors import EngineMissing
 from models_admin.launch import LaunchSpec
@@ -151,6 +151,37 @@ def test_the_embedded_engine_knows_every_flag_we_use(path_folder: Path) -> None:
         "--ubatch-size",
     } <= set(every)
     assert {"--slot-save-path", "--threads", "--gpu-layers", "--cache-ram"} <= set(every)
+
+
+def test_the_embedded_engine_takes_every_launch_parameter(path_folder: Path, demo_model: Path) -> None:
+    model = str(demo_model)
+    everything = spec(
+        model_path=model,
+        projector_path=model,
+        threads=2,
+        threads_batch=3,
+        gpu_layers=1,
+        split_mode="layer",
+        tensor_split="3,1",
+        main_gpu=1,
+        flash_attention="on",
+        cache_type_k="q8_0",
+        cache_type_v="q8_0",
+        embeddings=True,
+        pooling="rank",
+        reranking=True,
+        lora=(model, model),
+        draft_model=model,
+        chat_template="{{ messages }}",
+        isolation="strict",
+    ).argv(engine.find())
+    params = embedded_engine.params_from(everything[everything.index("--model") :])
+    assert (params.main_gpu, params.cpuparams_batch.n_threads, params.cache_prompt) == (1, 3, False)
+    assert (len(params.lora_adapters), params.mmproj.path) == (2, model)
+    assert (params.speculative.draft.mparams.path, params.pooling_type.name) == (
+        model,
+        "LLAMA_POOLING_TYPE_RANK",
+    )
 
 
 def test_a_binary_that_cannot_be_run_is_a_sentence(
