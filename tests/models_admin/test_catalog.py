@@ -399,7 +399,7 @@ def test_the_table_says_what_each_file_is_and_who_uses_it(
     catalog.scan(node)
     client.force_login(admin_user)
     rows = _rows(client.get("/models/").content.decode())
-    assert "sees with mmproj-F16.gguf" in rows["tiny.gguf"]
+    assert "with the projector mmproj-F16.gguf" in rows["tiny.gguf"]
     assert '<a href="/models/m0/">m0</a>' in rows["tiny.gguf"]
     assert "Changed" in rows["tiny.gguf"]
     assert "For tiny.gguf" in rows["mmproj-F16.gguf"]
