@@ -19,6 +19,9 @@ from models_admin.models import LaunchParameters
 
 _PORT_TRIES = 50
 _MAX_EXTRA_FLAGS = 40
+# Copies a slot keeps of what it can't rewind (sliding windows, recurrent states), two for each turn. The engine's own
+# 32 may take many times the memory of the caches.
+CONTEXT_CHECKPOINTS = 4
 _VALUE = re.compile(r"(-?\d+(\.\d+)?|[A-Za-z0-9][A-Za-z0-9._,:=+/-]{0,127})")
 
 # What an administrator may add. Not among them: whatever changes where the server listens, who may ask it, what it
@@ -95,6 +98,7 @@ class LaunchSpec:
             (("--ubatch-size",), min(config.ubatch_tokens, config.batch_tokens)),
             (("--slot-save-path",), self.slot_save_path),
             (("--cache-ram",), 0 if strict else config.prompt_cache_mib),
+            (("--ctx-checkpoints", "--swa-checkpoints"), CONTEXT_CHECKPOINTS),
             (("--jinja",), jinja),
         ]
         needed: list[tuple[tuple[str, ...], str | int | bool | None]] = [

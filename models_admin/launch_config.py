@@ -8,6 +8,7 @@ A replica keeps the `snapshot` it was launched with; one whose snapshot is no lo
 
 import hashlib
 import json
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
 from typing import Any
 
@@ -84,6 +85,14 @@ def of(served: ServedModel, portal: PortalConfig | None = None) -> LaunchConfig:
 def of_portal(portal: PortalConfig) -> LaunchConfig:
     """What holds for a model that says nothing itself."""
     return _merged(portal)
+
+
+def of_snapshot(launched: Mapping[str, Any]) -> LaunchConfig:
+    """What a process was launched with, as its `snapshot` has it; what that lacks is as it is written here."""
+    values: dict[str, Any] = {name: launched[name] for name in NAMES if name in launched}
+    for name, value in values.items():
+        values[name] = tuple(value) if isinstance(value, list) else value
+    return LaunchConfig(**values)
 
 
 def _merged(*layers: LaunchParameters) -> LaunchConfig:
