@@ -18,6 +18,7 @@ from unfold.widgets import UnfoldAdminTextareaWidget, UnfoldAdminTextInputWidget
 from accounts.access import person
 from llamaproj.errors import LlamaProjError
 from models_admin import access, actions, configuration, overview, replacement
+from models_admin.download_admin import DownloadAdmin
 from models_admin.external_admin import ExternalServerAdmin
 from models_admin.forms import (
     LAUNCH_GROUPS,
@@ -30,6 +31,7 @@ from models_admin.forms import (
     ServedModelForm,
 )
 from models_admin.models import (
+    Download,
     ExternalServer,
     Instance,
     InstanceChange,
@@ -308,3 +310,4 @@ class InstanceAdmin(ReadOnly, ModelAdmin):
 
 
 admin.site.register(ExternalServer, ExternalServerAdmin)
+admin.site.register(Download, DownloadAdmin)

@@ -9,7 +9,7 @@ from django.utils import timezone
 from llamaproj import env
 from llamaproj.errors import LlamaProjError
 from models_admin import actions, catalog, lifecycle, node_facts
-from models_admin.management import external, settings
+from models_admin.management import downloads, external, settings
 from models_admin.models import ModelFile, Node, ServedModel
 from models_admin.states import InstanceState as S
 
@@ -41,6 +41,8 @@ class Command(BaseCommand):
         )
         stop_all.add_argument("--node", default=env.NODE_NAME)
         external.add_arguments(verbs.add_parser("external", help="servers elsewhere that speak OpenAI's API"))
+        downloads.add_arguments(verbs.add_parser("download", help="fetch a model from the hub"))
+        verbs.add_parser("downloads", help="show what is on its way, and what has come")
         # Also after the verb, as other commands have it.
         for each in verbs.choices.values():
             each.add_argument("-v", "--verbosity", type=int, choices=range(4), default=1)
@@ -99,6 +101,14 @@ class Command(BaseCommand):
         """Ask for new ones."""
         actions.restart(self._served(options), by=None)
         self._say(options, "Asked to start anew.")
+
+    def do_download(self, options: dict[str, Any]) -> None:
+        """Have a node fetch a model."""
+        downloads.ask(options, self.stdout)
+
+    def do_downloads(self, options: dict[str, Any]) -> None:
+        """A line for each download."""
+        downloads.show(self.stdout)
 
     def do_external(self, options: dict[str, Any]) -> None:
         """Look after external servers."""
