@@ -114,12 +114,14 @@ def _repository_context(repository: Repository) -> dict[str, object]:
     portal = PortalConfig.current()
     config = launch_config.of_portal(portal)
     headers = _headers(repository)
+    # A projector is loaded with its model.
+    beside = repository.projector.size_bytes if repository.projector else 0
     offers = []
     for choice in repository.choices:
         judged = []
         for node in nodes:
             room = room_of(node, portal)
-            suits = suitability.judge(headers.get(choice.stem), choice.size_bytes, room, config)
+            suits = suitability.judge(headers.get(choice.stem), choice.size_bytes + beside, room, config)
             judged.append(Judged(node, room, suits))
         offers.append(Offer(choice, tuple(judged)))
     return {

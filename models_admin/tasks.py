@@ -12,7 +12,7 @@ from kombu.exceptions import OperationalError
 from redis import RedisError
 
 from llamaproj import env
-from models_admin import catalog, events, lifecycle, node_facts, scheduler
+from models_admin import catalog, download_tasks, events, lifecycle, node_facts, scheduler
 from models_admin.models import Node
 
 log = structlog.get_logger(__name__)
@@ -100,6 +100,7 @@ def _announce() -> None:
                 scheduler.preload()
                 wake(node.name)
                 first = False
+            download_tasks.resume(node)
         except Exception:  # the thread's outermost loop: a node that falls silent would be given up
             log.exception("the node could not announce itself")
         finally:
