@@ -146,7 +146,8 @@ def _read_one(path: Path, allowance: "_Allowance", samples: int) -> GGUFInfo:
             source = _Source(descriptor, size, allowance)
             return _Header(source, size, samples).info()
     except OSError as error:
-        raise UnreadableError(f"The file can't be read: {error.strerror or error}.") from None
+        advice = " Let the portal's user read it." if isinstance(error, PermissionError) else ""
+        raise UnreadableError(f"The file can't be read: {error.strerror or error}.{advice}") from None
 
 
 @contextmanager

@@ -1,18 +1,21 @@
 import fcntl
 import os
 import re
+import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 from django.db import connection
 from django.test import Client
 from django.test.utils import CaptureQueriesContext
+from structlog.testing import capture_logs
 
 from accounts.models import User
 from llamaproj import env
 from llamaproj.errors import Conflict
-from models_admin import actions, catalog, fragments
+from models_admin import actions, catalog, folder_contents, fragments
 from models_admin.catalog import Scan
 from models_admin.models import ModelFile, Node, ServedModel
 from tests.models_admin import gguf_files as g
@@ -362,6 +365,59 @@ def test_while_a_scan_runs_nobody_asks_for_another(node: Node, folder: Path) -> 
         fcntl.flock(record, fcntl.LOCK_EX)
         assert not catalog.changed_since_last_scan(node)
     assert catalog.changed_since_last_scan(node)
+
+
+def test_who_serves_a_file_while_a_scan_finds_it_gone_keeps_it(
+    node: Node, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = g.write(folder / "a.gguf", g.small_model())
+    catalog.scan(node)
+    path.unlink()
+    monkeypatch.setattr(catalog._Pass, "_merge_copies", lambda _: serve(path))
+    assert catalog.scan(node) == Scan(missing=1)
+    assert row(path).missing
+
+
+def test_a_scan_that_failed_is_done_again(node: Node, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    g.write(folder / "a.gguf", g.small_model())
+    with monkeypatch.context() as failing:
+        failing.setattr(catalog, "_pair", _refuse)
+        with pytest.raises(PermissionError):
+            catalog.scan(node)
+    assert catalog.changed_since_last_scan(node)
+    assert catalog.scan(node).good == 1
+    assert not catalog.changed_since_last_scan(node)
+
+
+@pytest.mark.django_db(transaction=True)
+def test_two_scans_at_once_are_one_after_the_other(node: Node, folder: Path) -> None:
+    for number in range(20):
+        g.write(folder / f"{number}.gguf", g.small_model(g.word("general.name", f"Model {number}")))
+    start = threading.Barrier(3)
+
+    def scan() -> Scan:
+        start.wait(10)
+        try:
+            return catalog.scan(node)
+        finally:
+            connection.close()
+
+    with ThreadPoolExecutor(3) as pool:
+        scans = [future.result() for future in [pool.submit(scan) for _ in range(3)]]
+    assert sorted(one.read for one in scans) == [0, 0, 20]
+    assert ModelFile.objects.count() == 20
+
+
+def test_more_files_than_are_read_are_told_of_and_harm_nothing(
+    node: Node, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for number in range(5):
+        g.write(folder / f"{number}.gguf", g.small_model())
+    monkeypatch.setattr(folder_contents, "_MAX_FILES", 3)
+    with capture_logs() as logs:
+        assert catalog.scan(node) == Scan(good=3, read=3)
+    assert [entry["event"] for entry in logs] == ["the model folders hold more than is read"]
+    assert not catalog.changed_since_last_scan(node)
 
 
 def test_a_thousand_unchanged_files_are_not_read_again(node: Node, folder: Path) -> None:
