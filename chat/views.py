@@ -167,9 +167,11 @@ def _models(request: HttpRequest) -> list[dict[str, Any]]:
             "slug": slug,
             "name": name,
             "ready": ready,
-            "state": "ready" if ready else "starting" if wanted else "stopped",
+            "state": "ready" if ready else "starting" if wanted else "on demand" if enabled else "stopped",
         }
-        for slug, name, wanted, ready in rows.values_list("slug", "name", "desired_replicas", "ready")
+        for slug, name, wanted, enabled, ready in rows.values_list(
+            "slug", "name", "desired_replicas", "enabled", "ready"
+        )
     ]
     return sorted(models, key=lambda one: (not one["ready"], one["state"], one["name"].lower()))
 

@@ -31,8 +31,9 @@ class Replica:
 
     @property
     def word(self) -> str:
-        """Its state in a word."""
-        return word_of(self.instance)
+        """Its state in a word, and how far it is."""
+        progress = self.instance.progress
+        return f"{word_of(self.instance)}, {progress} %" if progress else word_of(self.instance)
 
 
 @dataclass(frozen=True)
@@ -50,6 +51,8 @@ class Overview:
     @property
     def word(self) -> str:
         """The state in a word."""
+        if self.state == S.STOPPED and self.served.enabled and self.served.on_demand:
+            return "on demand"
         return WORDS[self.state]
 
     @property
@@ -71,14 +74,16 @@ class Overview:
     @property
     def can_start(self) -> bool:
         """True where Start would change something."""
-        return not self.served.desired_replicas or any(
-            one.instance.state == S.FAILED for one in self.replicas
+        return (
+            not self.served.enabled
+            or not self.served.desired_replicas
+            or any(one.instance.state == S.FAILED for one in self.replicas)
         )
 
     @property
     def can_stop(self) -> bool:
         """True where Stop would change something."""
-        return self.served.desired_replicas > 0
+        return self.served.enabled or self.served.desired_replicas > 0
 
     @property
     def tokens_per_second(self) -> float | None:
