@@ -74,10 +74,8 @@ class Overview:
     @property
     def can_start(self) -> bool:
         """True where Start would change something."""
-        return (
-            not self.served.enabled
-            or not self.served.desired_replicas
-            or any(one.instance.state == S.FAILED for one in self.replicas)
+        return not self.served.desired_replicas or any(
+            one.instance.state == S.FAILED for one in self.replicas
         )
 
     @property
