@@ -21,7 +21,8 @@ SECRET_KEY = "the-same-on-both-machines-the-same-on-both-machines"
 PATIENCE_S = 60
 # A node counts as silent after 20 s; then its replacement is loaded.
 NOTICED_S = 45
-ANSWER_S = 30
+# Two engines and a portal share what processors there are.
+ANSWER_S = 60
 
 
 @dataclass(frozen=True)
@@ -124,7 +125,7 @@ class Client:
         question = {
             "model": DEMO_MODEL,
             "messages": [{"role": "user", "content": "Say hello."}],
-            "max_tokens": 16,
+            "max_tokens": 4,
         }
         try:
             answer = self._client.post("/v1/chat/completions", json=question)
@@ -158,7 +159,7 @@ def test_a_node_joins_is_cut_off_and_comes_back(machines: TwoMachines) -> None:
     assert f"DATA_DIR={node.data_dir}" not in Path(f"/proc/{first_pid}/environ").read_text()
     worker = node.pids["node"]
     client = Client(portal)
-    assert len(client.ask_at_once(6)) == 2
+    assert len(client.ask_at_once(4)) == 2
 
     machines.cable.cut()
     answered, noticed, ready = 0, 0.0, 0.0
@@ -189,7 +190,7 @@ def test_a_node_joins_is_cut_off_and_comes_back(machines: TwoMachines) -> None:
     assert len(node.llama_servers()) == 2
     running = [one for one in node.processes() if "embedded_engine" in " ".join(one.cmdline())]
     assert [one.pid for one in running] == [second_pid]
-    assert len(client.ask_at_once(6)) == 2
+    assert len(client.ask_at_once(4)) == 2
 
     # Its own Ctrl-C ends it with its llama-server; the portal's goes on.
     assert node.stop() == 0
