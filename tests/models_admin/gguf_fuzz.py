@@ -287,7 +287,8 @@ def _child(options: argparse.Namespace) -> None:
     if options.reader == SCAN:
         import django
 
-        os.environ.setdefault("DJANGO_SETTINGS_MODULE", "llamaproj.settings")
+        # No database is asked, and nobody's data folder touched.
+        os.environ |= {"DJANGO_SETTINGS_MODULE": "llamaproj.settings", "DATA_DIR": options.child}
         django.setup()
     module, _, name = options.reader.partition(":")
     read = getattr(import_module(module), name)
