@@ -27,8 +27,8 @@ class ServedModelQuerySet(models.QuerySet["ServedModel"]):
         return self if user.is_staff else self.none()
 
     def wanted(self) -> "ServedModelQuerySet":
-        """Those of which at least one replica should run."""
-        return self.filter(desired_replicas__gt=0)
+        """Those that answer, now or once they are loaded."""
+        return self.filter(models.Q(enabled=True) | models.Q(desired_replicas__gt=0))
 
 
 class ServedModel(LaunchParameters):
