@@ -5,7 +5,7 @@ from typing import Any
 
 import orjson
 import structlog
-from django.core.exceptions import PermissionDenied
+from django.core.exceptions import PermissionDenied, ValidationError
 from django.db import IntegrityError
 from django.http import Http404
 from rest_framework import exceptions
@@ -81,6 +81,10 @@ def _known(error: Exception) -> LlamaProjError | None:
     if isinstance(error, exceptions.ValidationError):
         param, sentence = next(iter(_sentences(error.detail)), ("", "This can't be right."))
         return InvalidInput(sentence, param=param or None)
+    if isinstance(error, ValidationError):
+        sentences = error.message_dict if hasattr(error, "error_dict") else {"": error.messages}
+        param, said = next(iter(sentences.items()))
+        return InvalidInput(said[0], param=param or None)
     if isinstance(error, exceptions.APIException):
         known = LlamaProjError(str(error.detail))
         known.status = error.status_code

@@ -17,7 +17,7 @@ from unfold.widgets import UnfoldAdminTextareaWidget, UnfoldAdminTextInputWidget
 
 from accounts.access import person
 from llamaproj.errors import LlamaProjError
-from models_admin import access, actions, configuration, overview, replacement
+from models_admin import access, actions, configuration, node_actions, overview, replacement
 from models_admin.download_admin import DownloadAdmin
 from models_admin.external_admin import ExternalServerAdmin
 from models_admin.forms import (
@@ -258,7 +258,7 @@ class ModelFileAdmin(ReadOnly, ModelAdmin):
 class NodeAdmin(ReadOnly, LaunchAdmin):
     list_display = ("name", "address", "cpu_count", "shown_memory", "shown_alive", "last_seen")
     fields = ("name", "address", "labels", "accepts_replicas", "memory_limit_bytes")
-    readonly_fields = ("name",)
+    readonly_fields = ("name", "address")
 
     def has_change_permission(self, request: HttpRequest, obj: Any = None) -> bool:
         """What administrators say of a machine; the rest is what its worker says."""
@@ -266,7 +266,7 @@ class NodeAdmin(ReadOnly, LaunchAdmin):
 
     def save_model(self, request: HttpRequest, obj: Node, form: "ModelForm[Node]", change: bool) -> None:
         """Through the action that also audits and tells the nodes."""
-        configuration.change_node(obj, by=person(request), **form.cleaned_data)
+        node_actions.change(obj, by=person(request), **form.cleaned_data)
 
     @display(description="Memory")
     def shown_memory(self, node: Node) -> str:

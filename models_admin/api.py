@@ -24,20 +24,20 @@ from rest_framework.viewsets import GenericViewSet, ReadOnlyModelViewSet
 from accounts.access import person
 from accounts.models import User
 from llamaproj.errors import NotFound
-from models_admin import access, actions, configuration, demand, notes
+from models_admin import access, actions, configuration, demand, node_actions, notes
 from models_admin.filters import InstanceFilter, ModelFileFilter, ServedModelFilter
 from models_admin.models import Instance, InstanceChange, ModelFile, Node, PortalConfig, ServedModel
 from models_admin.serializers import (
     ChangeSerializer,
     ConfigSerializer,
     InstanceSerializer,
+    LoadSerializer,
     LogSerializer,
     ModelFileSerializer,
     NodeSerializer,
     PublicModelSerializer,
     ScaleSerializer,
     ServedModelSerializer,
-    SlotsSerializer,
 )
 from models_admin.states import InstanceState
 
@@ -221,7 +221,7 @@ class InstanceViewSet(ReadOnlyModelViewSet[Instance]):
         """Empty where its machine has said nothing for an hour."""
         return Response(LogSerializer({"lines": notes.log_of(self.get_object().pk)}).data)
 
-    @extend_schema(summary="What its slots do", responses=SlotsSerializer)
+    @extend_schema(summary="What its slots do", responses=LoadSerializer)
     @action(detail=True, filterset_class=None)
     def slots(self, request: Request, pk: str) -> Response:
         """404 where it isn't ready, or its machine has said nothing lately."""
@@ -229,7 +229,8 @@ class InstanceViewSet(ReadOnlyModelViewSet[Instance]):
         report = demand.report_of(instance.pk) if instance.state == InstanceState.READY else None
         if report is None:
             raise NotFound("Nobody knows what it does: it isn't ready, or its machine is silent.")
-        return Response(SlotsSerializer(report).data)
+        load = {"busy": report.busy, "queued": report.queued, "slots": notes.slots_of(instance.pk)}
+        return Response(LoadSerializer(load).data)
 
     @extend_schema(summary="Every change of its state", responses=ChangeSerializer(many=True))
     @action(detail=True, filterset_class=None, serializer_class=ChangeSerializer)
@@ -261,8 +262,14 @@ class NodeViewSet(ReadOnlyModelViewSet[Node]):
         node = self.get_object()
         serializer = self.get_serializer(node, data=request.data, partial=True)
         serializer.is_valid(raise_exception=True)
-        configuration.change_node(node, by=person(request), **serializer.validated_data)
+        node_actions.change(node, by=person(request), **serializer.validated_data)
         return Response(self.get_serializer(self.get_object()).data)
+
+    @extend_schema(summary="Forget a silent machine")
+    def destroy(self, request: Request, name: str) -> Response:
+        """With its replicas and files. 409 while it is alive, or where only it has a model's file."""
+        node_actions.remove(self.get_object(), by=person(request))
+        return Response(status=status.HTTP_204_NO_CONTENT)
 
 
 class ConfigView(APIView):

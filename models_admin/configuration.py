@@ -1,16 +1,14 @@
-"""What people do with the portal's configuration and with machines: verbs like those of `actions`."""
+"""What people do with the portal's configuration."""
 
 from functools import partial
 from typing import Any
 
-from django.core.exceptions import ValidationError
 from django.db import transaction
 
 from accounts import audit
 from accounts.models import User
-from llamaproj.errors import InvalidInput
 from models_admin import events, launch_rules, tasks
-from models_admin.models import Node, PortalConfig, ServedModel
+from models_admin.models import PortalConfig, ServedModel
 
 
 @transaction.atomic
@@ -32,28 +30,3 @@ def change(*, by: User | None, **fields: Any) -> PortalConfig:
         transaction.on_commit(partial(events.served_changed, pk))
     transaction.on_commit(tasks.wake_all)
     return portal
-
-
-@transaction.atomic
-def change_node(node: Node, *, by: User | None, **fields: Any) -> Node:
-    """Set what administrators say of a machine: address, labels, memory limit, whether it takes replicas.
-
-    Raises `InvalidInput`.
-    """
-    node = Node.objects.select_for_update().get(pk=node.pk)
-    changed = {name: value for name, value in fields.items() if getattr(node, name) != value}
-    if not changed:
-        return node
-    for name, value in changed.items():
-        setattr(node, name, value)
-    if node.memory_limit_bytes is not None and node.memory_limit_bytes < 0:
-        raise InvalidInput("A limit is no negative number.", param="memory_limit_bytes")
-    try:
-        node.clean_fields()
-    except ValidationError as error:
-        param, sentences = next(iter(error.message_dict.items()))
-        raise InvalidInput(sentences[0], param=param) from None
-    node.save(update_fields=list(changed))
-    audit.record(by, "node.change", node, fields=sorted(changed))
-    transaction.on_commit(tasks.wake_all)
-    return node

@@ -5,8 +5,8 @@ from typing import Any
 from django.db.models import QuerySet
 from django_filters import rest_framework as filters
 
-from models_admin.models import Instance, ModelFile, ServedModel
-from models_admin.states import InstanceState
+from models_admin.models import Download, Instance, ModelFile, ServedModel
+from models_admin.states import DownloadState, InstanceState
 
 
 class ServedModelFilter(filters.FilterSet):
@@ -56,4 +56,15 @@ class InstanceFilter(filters.FilterSet):
 
     class Meta:
         model = Instance
+        fields = ()
+
+
+class DownloadFilter(filters.FilterSet):
+    """Downloads."""
+
+    node = filters.CharFilter(field_name="node__name")
+    state = filters.MultipleChoiceFilter(choices=DownloadState.choices)
+
+    class Meta:
+        model = Download
         fields = ()

@@ -10,7 +10,7 @@ from rest_framework import serializers
 
 from accounts.models import Team
 from llamaproj.errors import Conflict
-from models_admin import demand, launch_config, launch_rules, overview, replacement
+from models_admin import launch_config, launch_rules, overview, replacement
 from models_admin.models import Instance, InstanceChange, ModelFile, Node, PortalConfig, ServedModel
 from models_admin.overview import Overview
 
@@ -45,7 +45,7 @@ class Strict(serializers.Serializer[Any]):
         }
         if "teams" in self.fields:
             unsaid["teams"] = []
-        return unsaid | self.validated_data
+        return {**unsaid, **self.validated_data}
 
 
 class PublicModelSerializer(serializers.ModelSerializer[ServedModel]):
@@ -278,12 +278,22 @@ class LogSerializer(serializers.Serializer[Any]):
     lines = serializers.ListField(child=serializers.CharField())
 
 
-class SlotsSerializer(serializers.Serializer[demand.Report]):
+class SlotSerializer(serializers.Serializer[Any]):
+    """One slot of a replica."""
+
+    id = serializers.IntegerField()
+    is_busy = serializers.BooleanField()
+    context_tokens = serializers.IntegerField()
+    used_tokens = serializers.IntegerField()
+    written_tokens = serializers.IntegerField(help_text="Of its present answer.")
+
+
+class LoadSerializer(serializers.Serializer[Any]):
     """What a ready replica was last doing."""
 
-    slots = serializers.IntegerField()
-    busy = serializers.IntegerField()
+    busy = serializers.IntegerField(help_text="Slots at work.")
     queued = serializers.IntegerField(help_text="Requests that wait for a slot.")
+    slots = SlotSerializer(many=True)
 
 
 class NodeSerializer(Strict, serializers.ModelSerializer[Node]):
@@ -304,6 +314,7 @@ class NodeSerializer(Strict, serializers.ModelSerializer[Node]):
         read_only_fields = (
             "name", "address", "cpu_count", "memory_bytes", "memory_free_bytes", "gpus", "engine", "last_seen",
         )  # fmt: skip
+        extra_kwargs = {"memory_limit_bytes": {"min_value": 0}}
 
 
 class ReplacementSerializer(serializers.Serializer[Any]):

@@ -9,9 +9,11 @@ from django.utils import timezone
 
 from accounts import actions as account_actions
 from accounts.models import ApiKey, AuditEntry, Team, User
-from models_admin import demand, launch_config, notes, tasks
+from models_admin import demand, download_actions, download_tasks, external_tasks, launch_config, notes, tasks
 from models_admin.demand import Report
-from models_admin.models import Instance, ModelFile, Node, PortalConfig, ServedModel
+from models_admin.models import Download, ExternalServer, Instance, ModelFile, Node, PortalConfig, ServedModel
+from models_admin.models.download import WantedFile
+from models_admin.slots import Slot
 from models_admin.states import InstanceState as S
 
 pytestmark = pytest.mark.django_db
@@ -23,6 +25,8 @@ JSON = "application/json"
 def nobody_woken(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     woken: list[str] = []
     monkeypatch.setattr(tasks, "wake", lambda name: woken.append(name))
+    monkeypatch.setattr(external_tasks, "check_soon", lambda pk: None)
+    monkeypatch.setattr(download_tasks, "send", lambda *_: None)
     return woken
 
 
@@ -96,12 +100,29 @@ EVERYTHING = [
     ("get", "nodes/", "staff"),
     ("get", "nodes/{node}/", "staff"),
     ("patch", "nodes/{node}/", "staff"),
+    ("delete", "nodes/{node}/", "staff"),
+    ("get", "downloads/", "staff"),
+    ("post", "downloads/", "staff"),
+    ("get", "downloads/{download}/", "staff"),
+    ("post", "downloads/{download}/cancel/", "staff"),
+    ("post", "downloads/{download}/retry/", "staff"),
+    ("get", "external-servers/", "staff"),
+    ("post", "external-servers/", "staff"),
+    ("get", "external-servers/{external}/", "staff"),
+    ("patch", "external-servers/{external}/", "staff"),
+    ("delete", "external-servers/{external}/", "staff"),
+    ("post", "external-servers/{external}/check/", "staff"),
+    ("post", "external-servers/{external}/serve/", "staff"),
     ("get", "config/", "staff"),
     ("put", "config/", "staff"),
     ("patch", "config/", "staff"),
     ("post", "config/", "staff"),
     ("get", "health/", "member"),
 ]
+
+
+def file_on_hub() -> WantedFile:
+    return WantedFile(path="m.gguf", target="a/b/m.gguf", size_bytes=10, sha256="", git_sha1="")
 
 
 def call(client: Client, method: str, path: str, body: object = None, **headers: str) -> Any:
@@ -114,7 +135,13 @@ def test_each_door_opens_for_the_right_people(
     member: Client, ready: Instance, boss: User, method: str, path: str, least: str
 ) -> None:
     demand.report(ready.pk, Report(slots=2, busy=1, queued=0))
-    path = path.format(file=ready.served.file.pk, instance=ready.pk, node=ready.node.name)
+    path = path.format(
+        file=ready.served.file.pk,
+        instance=ready.pk,
+        node=ready.node.name,
+        download=Download.objects.create(node=ready.node, repository="a/b", files=[file_on_hub()]).pk,
+        external=ExternalServer.objects.create(name="Other", base_url="http://127.0.0.1:9/v1").pk,
+    )
     problem(call(Client(), method, path), HTTPStatus.UNAUTHORIZED, "not_authenticated")
     if least == "staff":
         problem(call(member, method, path), HTTPStatus.FORBIDDEN, "not_allowed")
@@ -133,11 +160,18 @@ def test_the_list_of_doors_is_whole(tmp_path: Any) -> None:
         "spectacular", "--validate", "--fail-on-warn", "--format", "openapi-json", "--file", tmp_path / "s"
     )
     schema = json.loads((tmp_path / "s").read_text())
-    ours = {
-        (method, path.format(file="{id}", instance="{id}", node="{name}")) for method, path, _ in EVERYTHING
-    }
-    ours = {(method, path.replace("fake-model", "{slug}")) for method, path in ours}
-    tested = ("models/", "model-files/", "instances/", "nodes/", "config/", "health/")
+    names = {"file": "{id}", "instance": "{id}", "node": "{name}", "download": "{id}", "external": "{id}"}
+    ours = {(method, path.format(**names).replace("fake-model", "{slug}")) for method, path, _ in EVERYTHING}
+    tested = (
+        "models/",
+        "model-files/",
+        "instances/",
+        "nodes/",
+        "downloads/",
+        "external-servers/",
+        "config/",
+        "health/",
+    )
     found = {
         (method, path.removeprefix("/api/v1/"))
         for path, methods in schema["paths"].items()
@@ -433,7 +467,9 @@ def test_what_a_replica_does(staff: Client, ready: Instance) -> None:
     assert call(staff, "get", f"{where}timeline/").json()["results"][0]["new"] == "ready"
     problem(call(staff, "get", f"{where}slots/"), HTTPStatus.NOT_FOUND, "not_found")
     demand.report(ready.pk, Report(slots=2, busy=1, queued=3))
-    assert call(staff, "get", f"{where}slots/").json() == {"slots": 2, "busy": 1, "queued": 3}
+    notes.tell_slots(ready.pk, [Slot(0, True, 1024, 40, 7)])
+    told = call(staff, "get", f"{where}slots/").json()
+    assert (told["busy"], told["queued"], told["slots"][0]["used_tokens"]) == (1, 3, 40)
     assert call(staff, "get", "instances/?state=ready&state=failed&model=fake-model").json()["count"] == 1
     assert call(staff, "get", "instances/?state=failed").json()["count"] == 0
 
@@ -456,6 +492,69 @@ def test_what_administrators_say_of_a_machine(staff: Client, ready: Instance, no
     # What its worker says isn't an administrator's to set.
     assert call(staff, "patch", where, {"address": "10.0.0.1"}).json()["address"] == node.address
     assert [entry.verb for entry in AuditEntry.objects.all()] == ["node.change", "node.change"]
+    problem(call(staff, "delete", where), HTTPStatus.CONFLICT, "conflict")
+
+
+def test_downloads(staff: Client, node: Node, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(download_tasks, "send", lambda *_: None)
+    row = Download.objects.create(
+        node=node, repository="a/b", files=[file_on_hub()], size_bytes=10, done_bytes=5
+    )
+    where = f"downloads/{row.pk}/"
+    shown = call(staff, "get", where).json()
+    assert (shown["files"], shown["percent"], shown["node"]) == (["a/b/m.gguf"], 50, node.name)
+    for _ in range(2):
+        assert call(staff, "post", f"{where}cancel/").json()["state"] == "cancelled"
+    assert call(staff, "post", f"{where}retry/").json()["state"] == "queued"
+    assert call(staff, "get", "downloads/?state=queued&state=running").json()["count"] == 1
+    Download.objects.update(state="done")
+    problem(call(staff, "post", f"{where}cancel/"), HTTPStatus.CONFLICT, "conflict")
+    problem(call(staff, "post", f"{where}retry/"), HTTPStatus.CONFLICT, "conflict")
+
+    asked: dict[str, object] = {}
+
+    def ask(**fields: object) -> Download:
+        asked.update(fields)
+        return row
+
+    monkeypatch.setattr(download_actions, "ask", ask)
+    wanted = {"node": node.name, "repository": "a/b", "path": "m.gguf"}
+    assert call(staff, "post", "downloads/", wanted).status_code == HTTPStatus.ACCEPTED
+    assert (asked["node"], asked["repository"], asked["path"]) == (node, "a/b", "m.gguf")
+    for param, value in (("node", "nowhere"), ("repository", ""), ("path", None)):
+        refused = call(staff, "post", "downloads/", wanted | {param: value})
+        problem(refused, HTTPStatus.BAD_REQUEST, "invalid_request", param)
+
+
+def test_servers_elsewhere(staff: Client, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[int] = []
+    monkeypatch.setattr(external_tasks, "check_soon", asked.append)
+    body = {"name": "Other", "base_url": "http://127.0.0.1:9/v1", "api_key": "sk-secret"}
+    added = call(staff, "post", "external-servers/", body)
+    assert added.status_code == HTTPStatus.CREATED
+    assert (added.json()["has_key"], "secret" in added.content.decode()) == (True, False)
+    where = f"external-servers/{added.json()['id']}/"
+    problem(call(staff, "post", "external-servers/", body), HTTPStatus.BAD_REQUEST, "invalid_request", "name")
+    problem(
+        call(staff, "patch", where, {"base_url": "http://127.0.0.2:9/v1"}),
+        HTTPStatus.BAD_REQUEST,
+        "invalid_request",
+        "api_key",
+    )
+    changed = call(staff, "patch", where, {"name": "Better", "enabled": False}).json()
+    assert (changed["name"], changed["enabled"], changed["has_key"]) == ("Better", False, True)
+    ExternalServer.objects.update(models_offered=["tiny"])
+    served = call(staff, "post", f"{where}serve/", {"model": "tiny", "slug": "far"})
+    assert (served.status_code, served.json()["external"]) == (HTTPStatus.CREATED, "Better")
+    assert served.json()["file"] is None
+    for model in ("tiny", "unknown"):
+        refused = call(staff, "post", f"{where}serve/", {"model": model, "slug": "farther"})
+        problem(refused, HTTPStatus.CONFLICT, "conflict")
+    problem(call(staff, "delete", where), HTTPStatus.CONFLICT, "conflict")
+    assert call(staff, "patch", "models/far/", {"description": "Far away."}).status_code == HTTPStatus.OK
+    ServedModel.objects.all().delete()
+    assert call(staff, "delete", where).status_code == HTTPStatus.NO_CONTENT
+    assert call(staff, "post", f"{where}check/").status_code == HTTPStatus.NOT_FOUND
 
 
 def test_the_portals_configuration(staff: Client, ready: Instance) -> None:
