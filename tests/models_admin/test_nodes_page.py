@@ -1,5 +1,6 @@
 """The nodes page, its forms and its socket."""
 
+import io
 import json
 import re
 from datetime import timedelta
@@ -9,6 +10,7 @@ import pytest
 from channels.db import database_sync_to_async
 from channels.testing import WebsocketCommunicator
 from django.core.exceptions import ValidationError
+from django.core.management import CommandError, call_command
 from django.db.models.functions import Now
 from django.test import Client
 
@@ -354,3 +356,49 @@ async def test_a_member_is_sent_away(member: User, machine: Node) -> None:
     socket = await opened(member)
     assert (await socket.receive_output(timeout=5)) == {"type": "websocket.close", "code": 4404}
     await socket.disconnect()
+
+
+# The command line ---------------------------------------------------------------------------------------------------
+
+
+def nodes(*arguments: str) -> str:
+    said = io.StringIO()
+    call_command("nodes", *arguments, stdout=said)
+    return said.getvalue()
+
+
+def test_the_command_line_lists_and_changes_machines(machine: Node, served: ServedModel) -> None:
+    replica(served, machine)
+    silent(Node.objects.create(name="gone"))
+    listed = nodes("list")
+    assert re.search(
+        r"test-node +ready +just now +127\.0\.0\.1 +6\.0 GiB +16\.0 GiB +0 +1 +big +llama-server 6543", listed
+    )
+    assert "gone hasn't been heard of for 3 min; nothing runs there." in listed
+    nodes("drain", "test-node")
+    nodes("set", "test-node", "--memory-gib", "4")
+    node = Node.objects.get(name="test-node")
+    assert (node.accepts_replicas, node.memory_limit_bytes, node.labels) == (False, 4 * GIB, ["big"])
+    nodes("accept", "test-node")
+    nodes("set", "test-node", "--labels", "a, b", "--memory-gib", "")
+    node.refresh_from_db()
+    assert (node.accepts_replicas, node.memory_limit_bytes, node.labels) == (True, None, ["a", "b"])
+    nodes("remove", "gone")
+    assert Node.objects.get() == machine
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (("drain", "nobody"), "There is no machine 'nobody'"),
+        (("remove", "test-node"), "test-node is alive"),
+        (("set", "test-node", "--memory-gib", "much"), "number"),
+        (("set", "test-node", "--labels", "x" * 61), "at most 60 signs"),
+    ],
+)
+def test_the_command_line_refuses_in_a_sentence(
+    machine: Node, arguments: tuple[str, ...], words: str
+) -> None:
+    with pytest.raises(CommandError, match=words):
+        nodes(*arguments)
+    assert Node.objects.get().labels == ["big"]
