@@ -9,6 +9,7 @@ from accounts.models import User
 from llamaproj import env
 from models_admin import access, instance_log, notes, overview, remedies
 from models_admin.models import Instance, InstanceChange, ModelFile, Node, PortalConfig, ServedModel
+from models_admin.states import ALIVE
 from models_admin.states import InstanceState as S
 
 _TIMELINE = 15
@@ -43,6 +44,7 @@ def files_context() -> dict[str, object]:
     """What `_files.html` shows."""
     return {
         "files": ModelFile.objects.listed()[:_CHOICES],
+        "more_files": max(0, ModelFile.objects.count() - _CHOICES),
         "many_nodes": Node.objects.count() > 1,
         "folders": env.MODELS_DIRS,
     }
@@ -95,6 +97,7 @@ def log_context(served: ServedModel, choice: LogChoice) -> dict[str, object]:
     return {
         "served": served,
         "instance": instance,
+        "runs": instance is not None and instance.state in ALIVE,
         "processes": [(one, overview.word_of(one)) for one in processes],
         "lines": [(instance_log.level_of(line), line) for line in lines],
         "choice": choice,

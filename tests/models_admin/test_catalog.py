@@ -481,7 +481,18 @@ def test_the_table_reads_no_headers_and_asks_as_often_for_many_files_as_for_one(
             fragments.files(admin_user)
         asked.append(len(queries))
         assert not any('modelfile"."chat_template"' in query["sql"] for query in queries)
-    assert max(asked) <= 6
+    assert max(asked) <= 7
+
+
+def test_the_table_says_how_many_files_it_leaves_out(
+    node: Node, folder: Path, admin_user: User, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for number in range(3):
+        g.write(folder / f"{number}.gguf", g.small_model())
+    catalog.scan(node)
+    assert "admin site" not in fragments.files(admin_user)
+    monkeypatch.setattr(fragments, "_CHOICES", 2)
+    assert "1 more is listed" in fragments.files(admin_user)
 
 
 def test_without_files_the_table_says_what_to_do(
