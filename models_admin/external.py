@@ -114,7 +114,7 @@ def settle(served_pk: int) -> None:
     state, reason = _right_state(served, server)
     for step in _steps(S(instance.state), state):
         up = {"started_at": timezone.now(), "ready_at": timezone.now()} if step == S.READY else {}
-        if not instance.move_to(step, reason, **up):
+        if not instance.move_to(step, reason if step == state else f"Asking {server.name}.", **up):
             return
     if instance.state == state and instance.reason != reason:
         Instance.objects.filter(pk=instance.pk).update(reason=reason)
@@ -210,9 +210,14 @@ def suggest_slug(server: ExternalServer, name: str) -> str:
     return free
 
 
+def suggest_name(name: str) -> str:
+    """What people may call a server's model: without whose it is and which version is meant anyway."""
+    return name.rsplit("/", 1)[-1].removesuffix(":latest")[:120]
+
+
 def _slug_of(name: str) -> str:
     """`ai/smollm2:135M-Q4_0` is smollm2-135m-q4_0; `llama3:latest` is llama3."""
-    return slugify(name.rsplit("/", 1)[-1].removesuffix(":latest").replace(":", "-").replace(".", "-"))
+    return slugify(suggest_name(name).replace(":", "-").replace(".", "-"))
 
 
 # Failures are counted in Valkey: losing the count costs a few questions more.

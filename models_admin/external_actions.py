@@ -108,7 +108,7 @@ def serve(
         external=server,
         external_name=external_name,
         slug=slug,
-        name=name or external_name[:120],
+        name=name or external.suggest_name(external_name),
         enabled=True,
     )
     launch_rules.check(served)

@@ -109,7 +109,7 @@ def serve(request: HttpRequest, pk: int) -> HttpResponse:
     name = request.GET.get("model", "")
     if name not in server.models_offered:
         raise Conflict(f"{server.name} doesn't offer this model at the moment.")
-    suggested = {"name": name.rsplit("/", 1)[-1][:120], "slug": external.suggest_slug(server, name)}
+    suggested = {"name": external.suggest_name(name), "slug": external.suggest_slug(server, name)}
     form = ServeForm(request.POST or None, initial=suggested)
     if form.is_valid():
         values = form.values()

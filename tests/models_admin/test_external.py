@@ -305,6 +305,7 @@ def test_a_served_model_has_one_instance_that_follows_its_server(running) -> Non
     fake.models.remove("llama3")
     external.check(ExternalServer.objects.get())
     assert "doesn't offer llama3" in only(served).reason
+    assert instance.changes.filter(new=S.STARTING).get().reason == "Asking box."
     moves = [change.new for change in reversed(instance.changes.all())]
     assert moves == ["starting", "ready", "unreachable", "ready", "unreachable"]
 
@@ -481,7 +482,7 @@ def test_serving_from_the_page(staff: Client, running, served: ServedModel) -> N
     assert link in page
     assert "Also served from a file" in page
     form = staff.get(link).context["form"]
-    assert form.initial == {"name": "fake-model:latest", "slug": "fake-model-box"}
+    assert form.initial == {"name": "fake-model", "slug": "fake-model-box"}
     answer = staff.post(link, form.initial, follow=True)
     assert answer.redirect_chain[-1][0] == "/models/fake-model-box/"
     shown = answer.content.decode()

@@ -1,0 +1,104 @@
+"""Another portal as an external server: this process's gateway, a real second portal, a real engine behind it."""
+
+import json
+from collections.abc import AsyncIterator
+
+import pytest
+from channels.db import database_sync_to_async
+
+from accounts import actions as account_actions
+from accounts.models import User
+from gateway.models import UsageRecord
+from gateway.upstream import close_session
+from models_admin import external, external_actions
+from models_admin.models import ExternalServer, ServedModel
+from models_admin.states import InstanceState
+from tests.gateway.test_api import Api, events
+from tests.portal import DEMO_MODEL, Portal
+
+pytestmark = [pytest.mark.portal, pytest.mark.slow, pytest.mark.django_db(transaction=True)]
+
+
+@pytest.fixture(scope="module")
+def their_key(portal: Portal) -> str:
+    created = portal.manage("apikey", "create", "--user", portal.username, "--name", "first-portal")
+    return created.splitlines()[-1]
+
+
+@pytest.fixture
+async def served(portal: Portal, their_key: str) -> AsyncIterator[ServedModel]:
+    @database_sync_to_async
+    def make() -> ServedModel:
+        # Without /v1, as a person copies it from the address bar.
+        server = external_actions.add(by=None, name="second", base_url=portal.base_url, api_key=their_key)
+        assert external.check(server).healthy
+        server.refresh_from_db()
+        return external_actions.serve(server, DEMO_MODEL, by=None, slug="theirs")
+
+    yield await make()
+    await close_session()
+
+
+@pytest.fixture
+async def api() -> Api:
+    @database_sync_to_async
+    def make() -> str:
+        _, key = account_actions.create_api_key(user=User.objects.create_user("ada"), name="test", by=None)
+        return key
+
+    return Api(await make())
+
+
+def ask(**more: object) -> dict[str, object]:
+    messages = [{"role": "user", "content": "Say hello."}]
+    return {"model": "theirs", "messages": messages, "max_tokens": 8, "temperature": 0, **more}
+
+
+async def test_a_second_portal_answers_through_this_one(portal, served, api):
+    server = await ExternalServer.objects.aget()
+    assert server.base_url == f"{portal.base_url}/v1"
+    assert server.models_offered == [DEMO_MODEL]
+    instance = await served.instances.aget()
+    assert (instance.state, instance.node_id) == (InstanceState.READY, None)
+
+    whole = (await api.post(ask())).json()
+    chunks = await events(await api.post(ask(stream=True)))
+
+    text = whole["choices"][0]["message"]["content"]
+    assert text
+    parsed = [json.loads(one) for one in chunks[:-1]]
+    assert chunks[-1] == "[DONE]"
+    assert "".join(one["choices"][0]["delta"].get("content") or "" for one in parsed) == text
+    assert {one["model"] for one in [whole, *parsed]} == {"theirs"}
+    first, second = [record async for record in UsageRecord.objects.order_by("at")]
+    for record in (first, second):
+        assert 0 < record.completion_tokens <= 8
+        assert record.prompt_tokens > 5
+    assert first.completion_tokens == second.completion_tokens == whole["usage"]["completion_tokens"]
+    # The second portal counted the same, for the key it gave us.
+    rows = portal.query(
+        "SELECT r.completion_tokens FROM gateway_usagerecord r JOIN accounts_apikey k ON k.id = r.api_key_id"
+        " WHERE k.name = 'first-portal' ORDER BY r.at DESC LIMIT 2"
+    )
+    assert [count for (count,) in rows] == [second.completion_tokens, first.completion_tokens]
+
+
+async def test_a_text_too_long_for_the_second_portal_is_explained(served, api):
+    response = await api.post(ask(messages=[{"role": "user", "content": "word " * 6000}]))
+
+    assert response.status_code == 400
+    assert response.json()["error"]["code"] == "context_length_exceeded"
+
+
+async def test_a_revoked_key_is_an_administrators_business(served):
+    @database_sync_to_async
+    def lose_the_key() -> tuple[str, str]:
+        server = ExternalServer.objects.get()
+        changed = external_actions.change(
+            server, by=None, name=server.name, base_url=server.base_url, api_key="sk-revoked"
+        )
+        return external.check(changed).problem, served.instances.get().state
+
+    problem, state = await lose_the_key()
+    assert "wants a key" in problem
+    assert state == InstanceState.UNREACHABLE
