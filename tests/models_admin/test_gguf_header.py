@@ -4,7 +4,9 @@ import tempfile
 import time
 from pathlib import Path
 
+import numpy as np
 import pytest
+from gguf import GGUFWriter
 from gguf.constants import GGUFValueType
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -118,6 +120,24 @@ def test_the_parts_of_a_split_model_are_taken_together(tmp_path: Path) -> None:
     assert "first stands for all" in reason(second, g.part(2, 2))
     assert "doesn't end in" in reason(tmp_path / "renamed.gguf", g.part(1, 2))
     assert "header says it is whole" in reason(first, g.small_model())
+
+
+@pytest.mark.parametrize("head_alone", [False, True])
+def test_what_llama_cpps_own_writer_splits_is_one_model(tmp_path: Path, head_alone: bool) -> None:
+    writer = GGUFWriter(tmp_path / "m.gguf", "llama", split_max_tensors=2, small_first_shard=head_alone)
+    writer.add_name("Split")
+    writer.add_context_length(2048)
+    for name in ("token_embd.weight", "blk.0.attn_q.weight", "blk.1.attn_q.weight", "output.weight"):
+        writer.add_tensor(name, np.ones((4, 32), dtype=np.float16))
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    first, *others = sorted(tmp_path.glob("*.gguf"))
+    info = read(first)
+    assert (info.name, info.parts, info.parameters) == ("Split", len(others) + 1, 512)
+    assert (info.quantization, info.tied_output, info.embedding_bytes) == ("F16", False, 256)
+    assert len(others) == 1 + head_alone
 
 
 def test_a_part_that_is_missing_or_broken_or_anothers_is_named(tmp_path: Path) -> None:
