@@ -355,7 +355,9 @@ class _Pass:
         """After a crash: try again later, or give up."""
         crashes = instance.crashes + 1
         if crashes >= self.patience.crashes or instance.cause in diagnosis.LASTING:
-            last = "\n".join(instance_log.tail(str(instance.pk), _REASON_LOG_LINES))
+            # A known cause is shown with the lines that tell it.
+            lines = [] if instance.cause else instance_log.tail(str(instance.pk), _REASON_LOG_LINES)
+            last = "\n".join(lines)
             times = f"{crashes} crashes" if crashes > 1 else "one crash"
             reason = f"Given up after {times}. {instance.reason}\n{last}".strip()
             instance.move_to(S.FAILED, reason, crashes=crashes, retry_at=None)

@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from django.db import transaction
+from django.db.models import Sum
 
 from accounts import audit
 from accounts.models import User
@@ -114,8 +115,10 @@ def _troubled(served: ServedModel) -> list[Instance]:
 
 def _diagnosis(instance: Instance) -> Diagnosis | None:
     if instance.cause == Shortage.TOO_LARGE:
-        # Nothing has crashed: the scheduler couldn't let it start.
-        return Diagnosis(Cause.OUT_OF_MEMORY, instance.reason)
+        # Nothing has crashed: the scheduler couldn't let it start, and its reason holds the figures.
+        return Diagnosis(
+            Cause.OUT_OF_MEMORY, "As it is set up it is too large for every machine it may run on."
+        )
     return diagnosis.known(instance.cause, notes.log_of(instance.pk))
 
 
@@ -166,15 +169,17 @@ class _Case:
     def free_bytes(self) -> int | None:
         """What the node has left for a replica; None where it hasn't said.
 
-        Where no machine is large enough it is all that the node may ever have left.
+        For what is too large for every machine, others may be unloaded first.
         """
         if self.node is None or self.node.memory_free_bytes is None:
             return None
+        free = self.node.memory_free_bytes
+        if self.instance.cause == Shortage.TOO_LARGE:
+            others = self.node.instances.current().aggregate(held=Sum("memory_bytes"))
+            free += others["held"] or 0
         reserve = self.portal.memory_reserve_mib * 2**20
         limit = self.node.memory_limit_bytes or self.node.memory_bytes - reserve
-        if self.instance.cause == Shortage.TOO_LARGE:
-            return max(0, limit)
-        return max(0, min(limit, self.node.memory_free_bytes - reserve))
+        return max(0, min(limit, free - reserve))
 
 
 def without(flags: list[str], unwanted: str) -> list[str]:
@@ -214,7 +219,7 @@ def _less_memory(case: _Case) -> Iterator[Remedy]:
         effect = f"{effect} It needs about {as_bytes(needed)}; {as_bytes(free)} can be had."
         return Remedy(code, label, effect, case.changes(**values))
 
-    for context in _halves(config.context_tokens, _LEAST_CONTEXT):
+    for context in _contexts(case):
         effect = f"Each slot gets {context:,} tokens instead of {config.context_tokens:,}."
         if remedy := offer("context", f"Use a context of {context:,}", effect, {"context_tokens": context}):
             yield remedy
@@ -232,6 +237,16 @@ def _less_memory(case: _Case) -> Iterator[Remedy]:
             yield remedy
 
 
+def _contexts(case: _Case) -> Iterator[int]:
+    """Smaller ones, the largest first; the one the model was trained for before any beyond it."""
+    present = case.config.context_tokens
+    trained = case.served.file.context_tokens if case.served.file else None
+    if trained and trained < present:
+        yield trained
+        present = trained
+    yield from _halves(present, _LEAST_CONTEXT)
+
+
 def _less_on_gpu(case: _Case) -> Iterator[Remedy]:
     """Fewer layers on the GPU, then what takes less memory anywhere."""
     info = catalog.info_of(case.served.file) if case.served.file else None
@@ -246,8 +261,7 @@ def _less_on_gpu(case: _Case) -> Iterator[Remedy]:
             f"Instead of {present}; the others are computed by the processor, more slowly.",
             case.changes(gpu_layers=fewer),
         )
-    if case.config.context_tokens > _LEAST_CONTEXT:
-        context = case.config.context_tokens // 2
+    if context := next(_contexts(case), None):
         yield Remedy(
             "context",
             f"Use a context of {context:,}",

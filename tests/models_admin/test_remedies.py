@@ -80,13 +80,22 @@ def test_where_the_estimate_found_room_the_next_smaller_is_a_try(sized: ServedMo
     assert "can be had" not in context.effect
 
 
-def test_one_too_large_for_every_machine_is_measured_by_what_a_machine_has(sized: ServedModel) -> None:
+def test_for_one_too_large_for_every_machine_others_may_be_unloaded(sized: ServedModel, node: Node) -> None:
     Node.objects.update(memory_bytes=11 * GIB, memory_free_bytes=3 * GIB)
+    other = ServedModel.objects.create(slug="other", name="Other", file=sized.file)
+    Instance.objects.create(served=other, node=node, state=S.READY, memory_bytes=7 * GIB)
     Instance.objects.create(served=sized, state=S.PENDING, cause=Shortage.TOO_LARGE, reason="Too large.")
-    fresh = ServedModel.objects.select_related("file__node").get()
+    fresh = ServedModel.objects.select_related("file__node").get(pk=sized.pk)
     (trouble,) = remedies.troubles(fresh)
-    assert trouble.diagnosis.summary == "Too large."
+    assert "too large for every machine" in trouble.diagnosis.summary
     assert offered(fresh)["context"].changes == {"context_tokens": 8192}
+
+
+def test_no_context_beyond_what_it_was_trained_for_is_offered(sized: ServedModel) -> None:
+    ModelFile.objects.update(context_tokens=5000)
+    failed(sized, Cause.OUT_OF_MEMORY)
+    fresh = ServedModel.objects.select_related("file__node").get()
+    assert offered(fresh)["context"].changes == {"context_tokens": 5000}
 
 
 def test_too_little_gpu_memory_offers_fewer_layers(sized: ServedModel) -> None:
