@@ -6,7 +6,7 @@ from typing import Any
 import structlog
 from celery import shared_task
 from celery.signals import worker_ready, worker_shutting_down
-from django.db import close_old_connections
+from django.db import DatabaseError, InterfaceError, close_old_connections
 from django_redis import get_redis_connection
 from kombu.exceptions import OperationalError
 from redis import RedisError
@@ -90,10 +90,14 @@ def _on_shutting_down(**_: object) -> None:
 
 def _announce() -> None:
     """Register every few seconds until the worker stops, whatever happens to the database meanwhile."""
-    first = True
+    first, cut_off = True, False
     while True:
         try:
             node = node_facts.register()
+            if cut_off and not first:
+                # The broker is looked for ever more rarely, so the tick comes late.
+                reconcile_node(node.name)
+            cut_off = False
             if first:
                 catalog.scan(node)
                 lifecycle.tidy()
@@ -101,6 +105,9 @@ def _announce() -> None:
                 wake(node.name)
                 first = False
             download_tasks.resume(node)
+        except (DatabaseError, InterfaceError) as error:
+            cut_off = True
+            log.warning("the node could not announce itself", error=str(error).partition("\n")[0])
         except Exception:  # the thread's outermost loop: a node that falls silent would be given up
             log.exception("the node could not announce itself")
         finally:

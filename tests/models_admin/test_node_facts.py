@@ -7,6 +7,7 @@ from types import SimpleNamespace
 
 import psutil
 import pytest
+from django.db import InterfaceError, OperationalError
 from django.db.models.functions import Now
 from django.utils import timezone
 
@@ -134,3 +135,31 @@ def test_an_engine_that_tells_no_version_has_its_name(
 def test_the_embedded_engine_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(node_facts, "shutil", SimpleNamespace(which=lambda name: None))
     assert node_facts.engine_name().startswith("embedded, xllamacpp 2026.")
+
+
+def test_who_was_cut_off_looks_at_once_when_the_database_is_back(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The clock's tick comes through the broker, which may be found again much later."""
+    answers = iter([None, OperationalError("no route\nto host"), InterfaceError("closed"), None, None, None])
+    register, seen = node_facts.register, list[str]()
+
+    def announce() -> Node:
+        answer = next(answers)
+        seen.append("lost" if answer else "heard")
+        if answer:
+            raise answer
+        return register()
+
+    class Stopping:
+        left = 5
+
+        def wait(self, seconds: float) -> bool:
+            self.left -= 1
+            return self.left < 0
+
+    monkeypatch.setattr(node_facts, "register", announce)
+    monkeypatch.setattr(tasks, "_stopping", Stopping())
+    monkeypatch.setattr(tasks, "wake", lambda name: seen.append("woken"))
+    monkeypatch.setattr(tasks, "close_old_connections", lambda: None)
+    monkeypatch.setattr(lifecycle, "reconcile", lambda name: seen.append("looked"))
+    tasks._announce()
+    assert seen == ["heard", "woken", "lost", "lost", "heard", "looked", "heard", "heard"]
