@@ -87,6 +87,10 @@ _HELP = {
     "lora": "One path a line, as the machine that runs it has it.",
     "extra_flags": "Of llama-server, as on its command line: --mlock --temp 0.7",
     "host": "Where it listens. Empty: the machine's own address.",
+    "answer_tokens": "Where an answer in a chat is cut off.",
+    "pinned": "",
+    "preload": "",
+    "tensor_split": "One number for each, such as 3,1.",
 }
 # What is said where nobody says anything and llama-server itself decides.
 _UNSAID = {
@@ -189,6 +193,9 @@ class LaunchForm(_Form):
         for name, field in self.fields.items():
             field.label = _LABELS.get(name, field.label)
             field.help_text = _HELP.get(name, field.help_text)
+            if isinstance(field, forms.ModelMultipleChoiceField) and not field.queryset.exists():
+                field.widget.attrs["size"] = 1
+                field.help_text = "There are no teams yet, so it is open to everybody."
             if isinstance(field.widget, forms.Textarea):
                 field.widget.attrs["rows"] = 4 if name == "chat_template" else 2
         self._show_what_holds()

@@ -185,6 +185,7 @@ def test_adding_a_model(staff: Client, served: ServedModel) -> None:
         assert refused.status_code == HTTPStatus.UNPROCESSABLE_ENTITY, wrong
         assert list(refused.context["form"].errors) == [field], wrong
         assert f'id="id_{field}_error"' in refused.content.decode()
+        assert f'<a href="#id_{field}">' in refused.content.decode()
     assert ServedModel.objects.count() == 2
 
 
@@ -321,7 +322,7 @@ def test_what_administrators_say_of_a_machine(staff: Client, node: Node) -> None
     staff.post(where, values | {"labels": "gpu, big", "memory_limit_bytes": "1024"})
     node.refresh_from_db()
     assert (node.labels, node.memory_limit_bytes) == (["gpu", "big"], 1024)
-    assert AuditEntry.objects.get().detail == {"fields": ["labels", "memory_limit_bytes"]}
+    assert AuditEntry.objects.get().detail == {"labels": ["gpu", "big"], "memory_limit_bytes": 1024}
     assert node.memory_bytes == 2**34
 
 
