@@ -154,6 +154,10 @@ class ModelsConsumer(AsyncWebsocketConsumer):
             frames.append((fragments.diagnosis(user, served), "#model-diagnosis", "outerMorph"))
         if moved or _SLOTS in changed:
             frames.append((fragments.slots(user, served), "#model-slots", "outerMorph"))
+        if moved and served.external is None:
+            frames.append(
+                (fragments.log_choice(user, served, self._log_choice), "#model-log-choice", "outerMorph")
+            )
         if (moved or _LOG in changed) and served.external is None:
             frames.append((fragments.log(user, served, self._log_choice), "#model-log", "outerMorph"))
         return frames

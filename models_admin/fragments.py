@@ -87,8 +87,13 @@ def log(user: User, served: ServedModel, choice: LogChoice) -> str:
     return _render("_log.html", user, **log_context(served, choice))
 
 
+def log_choice(user: User, served: ServedModel, choice: LogChoice) -> str:
+    """Which logs there are to choose from."""
+    return _render("_log_choice.html", user, **log_context(served, choice))
+
+
 def log_context(served: ServedModel, choice: LogChoice) -> dict[str, object]:
-    """What `_log.html` and `_log_tools.html` show: of the processes that ran last, whether they still run or not."""
+    """What `_log.html` and `_log_choice.html` show: of the processes that ran last, whether they still run or not."""
     started = Instance.objects.filter(served=served).exclude(started_at=None).select_related("node", "served")
     processes = list(started.order_by("-started_at", "-created_at")[:_PROCESSES])
     chosen = next((one for one in processes if str(one.pk) == choice.replica), None)

@@ -10,7 +10,7 @@ const SHOWN = { "": null, warning: ["warning", "error"], error: ["error"] };
 
 const one = (name) => document.querySelector(`[data-log${name}]`);
 const log = () => one("");
-const [text, level, pause, copying, count, choice] = ["-text", "-level", "-pause", "-copy", "-count", "-choice"].map(one);
+const [text, level, pause, copying, count, tools] = ["-text", "-level", "-pause", "-copy", "-count", "-tools"].map(one);
 
 let atEnd = true;
 // The newest state of a log that is held still.
@@ -66,8 +66,8 @@ async function copyShown() {
 
 if (text) {
   for (const control of [text, level, pause, copying]) control.hidden = false;
-  choice.dataset.sends = "";
-  choice.addEventListener("change", () => choice.submit());
+  tools.dataset.sends = "";
+  tools.addEventListener("change", ({ target }) => target.form?.submit());
   text.addEventListener("input", show);
   level.addEventListener("change", show);
   pause.addEventListener("click", togglePause);

@@ -415,7 +415,7 @@ async def test_many_changes_at_once_are_few_frames(admin: User, ready: Instance)
 async def test_a_models_own_page_follows_its_log(admin: User, ready: Instance) -> None:
     notes.tell_log(ready.pk, ["one <line>"])
     async with Page(admin, "?model=fake-model") as page:
-        first = await page.frames(5)
+        first = await page.frames(6)
         assert "one &lt;line&gt;" in first["#model-log"]
         notes.tell_log(ready.pk, ["one <line>", "another"])
         await database_sync_to_async(events.log_grown)(ready.served.pk, ready.pk)

@@ -74,6 +74,8 @@ def test_a_flag_the_engine_refuses_is_found_and_left_out_in_one_click(own_page: 
     trouble = own_page.locator("[data-cause=wrong_flag]")
     expect(trouble).to_contain_text(f"doesn't take {FLAG}", timeout=READY_MS)
     expect(trouble.locator("pre")).to_contain_text("unrecognized arguments")
+    # The old one still answers, and its log can be had, too.
+    expect(own_page.get_by_label("Which replica").locator("option")).to_have_count(3)
     trouble.get_by_role("button", name=f"Leave out {FLAG}").click()
     expect(trouble).to_have_count(0)
     expect(own_page.locator("#model-head")).to_have_attribute("data-state", "ready", timeout=READY_MS)

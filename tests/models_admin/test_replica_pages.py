@@ -177,12 +177,13 @@ async def test_slots_trouble_and_the_chosen_log_follow_what_changes(admin: User,
     other = await ServedModel.objects.acreate(slug="other", name="Other", file=replica.served.file)
     notes.tell_log(replica.pk, [f"line {number}." for number in range(100)])
     async with Page(admin, f"?model=fake-model&replica={replica.pk}&lines=50") as page:
-        first = await page.frames(5)
+        first = await page.frames(6)
         assert set(first) == {
-            "#model-head", "#model-replicas", "#model-diagnosis", "#model-slots", "#model-log",
+            "#model-head", "#model-replicas", "#model-diagnosis", "#model-slots", "#model-log", "#model-log-choice",
         }  # fmt: skip
         assert "line 50." in first["#model-log"]
         assert "line 49." not in first["#model-log"]
+        assert 'value="50" selected' in first["#model-log-choice"]
         notes.tell_slots(replica.pk, listed([BUSY]))
         await database_sync_to_async(events.slots_changed)(replica.served_id, replica.pk)
         assert "10 written" in (await page.frames(1))["#model-slots"]
@@ -190,7 +191,7 @@ async def test_slots_trouble_and_the_chosen_log_follow_what_changes(admin: User,
         await database_sync_to_async(events.log_grown)(other.pk, uuid.uuid4())
         assert await page.socket.receive_nothing(timeout=0.5)
         await database_sync_to_async(replica.move_to)(S.CRASHED, "It ended.", cause=Cause.BAD_FILE)
-        assert 'data-cause="bad_file"' in (await page.frames(5))["#model-diagnosis"]
+        assert 'data-cause="bad_file"' in (await page.frames(6))["#model-diagnosis"]
         notes.tell_log(replica.pk, ["llama_model_load: invalid magic characters: 'not '"])
         await database_sync_to_async(events.log_grown)(replica.served_id, replica.pk)
         assert "invalid magic" in (await page.frames(2))["#model-diagnosis"]
