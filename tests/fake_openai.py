@@ -8,7 +8,10 @@
 """
 
 import asyncio
+import contextlib
 import json
+import threading
+from collections.abc import Callable, Iterator
 from typing import Any, Self
 
 from aiohttp import web
@@ -155,6 +158,29 @@ class FakeOpenAI:
         if self.conduct != "no-done":
             await response.write(b"data: [DONE]\n\n")
         return response
+
+
+@contextlib.contextmanager
+def in_thread() -> Iterator[Callable[[FakeOpenAI], FakeOpenAI]]:
+    """Start servers in a thread of their own, for tests that block: `start(FakeOpenAI(models=[…]))`."""
+    loop = asyncio.new_event_loop()
+    thread = threading.Thread(target=loop.run_forever)
+    thread.start()
+    started: list[FakeOpenAI] = []
+
+    def start(server: FakeOpenAI) -> FakeOpenAI:
+        asyncio.run_coroutine_threadsafe(server.__aenter__(), loop).result(5)
+        started.append(server)
+        return server
+
+    try:
+        yield start
+    finally:
+        for server in started:
+            asyncio.run_coroutine_threadsafe(server.__aexit__(), loop).result(5)
+        loop.call_soon_threadsafe(loop.stop)
+        thread.join(5)
+        loop.close()
 
 
 def _error(status: int, message: str, code: str, headers: dict[str, str] | None = None) -> web.Response:

@@ -1,8 +1,6 @@
 """External servers: asked, watched, served from, by people through pages and from the command line."""
 
-import asyncio
 import io
-import threading
 from collections.abc import Callable, Iterator
 from datetime import timedelta
 from http import HTTPStatus
@@ -29,7 +27,7 @@ from models_admin import (
 )
 from models_admin.models import ExternalServer, Instance, ModelFile, Node, ServedModel
 from models_admin.states import InstanceState as S
-from tests.fake_openai import FakeOpenAI
+from tests.fake_openai import FakeOpenAI, in_thread
 from tests.portal import free_port
 
 pytestmark = pytest.mark.django_db
@@ -49,23 +47,8 @@ def nobody_woken(monkeypatch: pytest.MonkeyPatch) -> list[int]:
 @pytest.fixture
 def running() -> Iterator[Callable[..., FakeOpenAI]]:
     """Start fake servers; they run in a thread of their own."""
-    loop = asyncio.new_event_loop()
-    thread = threading.Thread(target=loop.run_forever)
-    thread.start()
-    started: list[FakeOpenAI] = []
-
-    def start(*models: object, **how: str) -> FakeOpenAI:
-        server = FakeOpenAI(models=list(models), **how)
-        asyncio.run_coroutine_threadsafe(server.__aenter__(), loop).result(5)
-        started.append(server)
-        return server
-
-    yield start
-    for server in started:
-        asyncio.run_coroutine_threadsafe(server.__aexit__(), loop).result(5)
-    loop.call_soon_threadsafe(loop.stop)
-    thread.join(5)
-    loop.close()
+    with in_thread() as start:
+        yield lambda *models, **how: start(FakeOpenAI(models=list(models), **how))
 
 
 @pytest.fixture
@@ -200,7 +183,8 @@ def test_what_was_left_off_the_address_is_found(running, root: str) -> None:
     ],
 )
 def test_a_problem_is_told_in_words(running, conduct: str, problem: str, monkeypatch) -> None:
-    monkeypatch.setattr(external_probe, "_STEP_S", 0.5)
+    if conduct == "slow":
+        monkeypatch.setattr(external_probe, "_STEP_S", 0.5)
     fake = running("llama3", conduct=conduct)
     server = known(fake)
     assert server.healthy is False
