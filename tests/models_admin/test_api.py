@@ -6,6 +6,8 @@ import pytest
 from django.core.management import call_command
 from django.test import Client
 from django.utils import timezone
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
 from accounts import actions as account_actions
 from accounts.models import ApiKey, AuditEntry, Team, User
@@ -343,6 +345,38 @@ def test_a_body_that_is_no_object_is_a_problem(staff: Client, served: ServedMode
             assert answer.json()["code"] == "invalid_request"
     refused = staff.patch("/api/v1/config/", "a=1", content_type="application/x-www-form-urlencoded")
     assert refused.status_code == HTTPStatus.UNSUPPORTED_MEDIA_TYPE
+
+
+ANYTHING = st.recursive(
+    st.none()
+    | st.booleans()
+    | st.integers()
+    | st.floats(allow_nan=False, allow_infinity=False)
+    | st.text(max_size=20),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=5), inner, max_size=3),
+    max_leaves=5,
+)
+NAMES = st.sampled_from(
+    [*launch_config.NAMES, "name", "teams", "file", "min_replicas", "node_labels", "idle_timeout_s"]
+)
+
+
+@given(st.dictionaries(NAMES, ANYTHING, max_size=4))
+@settings(max_examples=80, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+def test_whatever_is_sent_is_taken_or_refused(
+    staff: Client, served: ServedModel, body: dict[str, Any]
+) -> None:
+    fine = {HTTPStatus.OK, HTTPStatus.BAD_REQUEST, HTTPStatus.CONFLICT}
+    for path in (
+        "models/fake-model/",
+        "config/",
+        f"nodes/{served.file.node.name}/",
+        "models/fake-model/scale/",
+    ):
+        method = "post" if path.endswith("scale/") else "patch"
+        answer = call(staff, method, path, body)
+        assert answer.status_code in fine, (path, answer.content)
+    assert call(staff, "get", "models/fake-model/").status_code == HTTPStatus.OK
 
 
 def test_a_broken_file_is_not_served(staff: Client, served: ServedModel) -> None:
