@@ -1,6 +1,9 @@
 """Two machines: one joins the other's portal, is cut off, and comes back. Real processes, real network, real engine."""
 
+import os
 import shutil
+import signal
+import subprocess
 import tempfile
 import time
 from collections.abc import Callable, Iterator
@@ -15,7 +18,7 @@ import pytest
 from tests.namespaces import NODE, PORTAL, Cable, NodeProcess, Services, new_cable
 from tests.portal import DEMO_MODEL, Portal
 
-pytestmark = [pytest.mark.portal, pytest.mark.slow, pytest.mark.timeout(300)]
+pytestmark = [pytest.mark.portal, pytest.mark.slow, pytest.mark.timeout(420)]
 
 SECRET_KEY = "the-same-on-both-machines-the-same-on-both-machines"
 PATIENCE_S = 60
@@ -200,7 +203,7 @@ def test_a_node_joins_is_cut_off_and_comes_back(machines: TwoMachines) -> None:
     assert psutil.pid_exists(first_pid)
 
 
-def test_a_node_that_does_not_fit_is_refused_in_one_sentence(machines: TwoMachines) -> None:
+def test_who_does_not_fit_is_refused_and_who_is_cut_off_can_be_stopped(machines: TwoMachines) -> None:
     cases = {
         "SECRET_KEY differs from the portal's": {"SECRET_KEY": "another" * 10},
         "Another machine is alive under the name second": {},
@@ -228,3 +231,15 @@ def test_a_node_that_does_not_fit_is_refused_in_one_sentence(machines: TwoMachin
             assert words in output
             assert len(output.splitlines()) == 1, output
             assert node.processes() == []
+
+    # Its own Ctrl-C ends what it started also where the database can't be asked.
+    orphan = subprocess.Popen(
+        ["sleep", "600"],
+        env=os.environ | {"LLAMAPROJ_SPAWNED_FOR": str(machines.node.data_dir)},
+        start_new_session=True,
+    )
+    machines.cable.cut()
+    assert machines.node.stop(timeout=40) == 0
+    assert orphan.wait(5) == -signal.SIGTERM
+    assert "in time" in machines.node.output()
+    assert machines.node.processes() == []
