@@ -23,7 +23,7 @@ CACHE_TYPE_BYTES = {
 _CELLS = 256
 _FLOAT_BYTES = 4
 # More than any model has; a header may claim what it likes.
-_MAX_LAYERS = 4096
+_MAX_LAYERS = 1024
 
 
 @dataclass(frozen=True)
@@ -93,6 +93,8 @@ def of(info: GGUFInfo, cache_type_k: str, cache_type_v: str) -> list[Layer]:
     count = max(0, total - (info.number("nextn_predict_layers") or 0))
     heads = _heads_kv(info, count)
     windows = _windows(info, count)
+    stateless = _stateless(info, heads)
+    state = _state_floats(info) * _FLOAT_BYTES
     bytes_k, bytes_v = (CACHE_TYPE_BYTES.get(name, 2.0) for name in (cache_type_k, cache_type_v))
     layers = []
     for index in range(count):
@@ -102,7 +104,7 @@ def of(info: GGUFInfo, cache_type_k: str, cache_type_v: str) -> list[Layer]:
                 token_bytes=_token_bytes(info, heads[index], windows[index] is not None, bytes_k, bytes_v),
                 kept_width=width,
                 window=windows[index],
-                state_bytes=_state_floats(info, index, heads[index]) * _FLOAT_BYTES,
+                state_bytes=0 if stateless[index] else state,
             )
         )
     return layers
@@ -163,15 +165,21 @@ def _attention_interval(info: GGUFInfo) -> int | None:
     return None
 
 
-def _state_floats(info: GGUFInfo, index: int, heads: int) -> int:
-    """The size of a layer's state for one sequence; 0 for one that has none."""
+def _stateless(info: GGUFInfo, heads: list[int]) -> list[bool]:
+    """For each layer whether it is none of the recurrent ones, should the model have any."""
+    if info.number("wkv.head_size") or info.architecture in _BOTH:
+        return [False] * len(heads)
+    feed_forward = [0] * len(heads)
+    if info.architecture in _SOME_ONLY_FEED_FORWARD:
+        feed_forward = info.per_layer("feed_forward_length", len(heads))
+    return [bool(kept or inner) for kept, inner in zip(heads, feed_forward, strict=True)]
+
+
+def _state_floats(info: GGUFInfo) -> int:
+    """The size of a recurrent layer's state for one sequence; 0 for a model that has none."""
     width = info.number("embedding_length") or 0
     if head := info.number("wkv.head_size"):
         return width * (info.number("token_shift_count") or 2) + width * head
-    if heads and info.architecture not in _BOTH:
-        return 0
-    if info.architecture in _SOME_ONLY_FEED_FORWARD and _at(info, "feed_forward_length", index):
-        return 0
     if cache := info.number("shortconv.l_cache"):
         return width * (cache - 1)
     convolution = (info.number("ssm.conv_kernel") or 1) - 1
@@ -181,10 +189,6 @@ def _state_floats(info: GGUFInfo, index: int, heads: int) -> int:
     inner, state = info.number("ssm.inner_size") or 0, info.number("ssm.state_size") or 0
     groups = info.number("ssm.group_count") or 0
     return convolution * (inner + 2 * groups * state) + inner * state
-
-
-def _at(info: GGUFInfo, key: str, index: int) -> int:
-    return info.per_layer(key, index + 1)[index]
 
 
 def _padded(tokens: int) -> int:
