@@ -13,7 +13,7 @@ import signal
 import sys
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 
 from benchmarks.child import Child, Silent, cpu_s
@@ -330,13 +330,13 @@ def _print(results: list[Result], rest: str) -> None:
     print("\n" + ("\n".join(faults) or good))
 
 
-def main() -> int:
+def main(arguments: Sequence[str] | None = None) -> int:
     """Run the levels and print the tables. Returns 1 when text was lost or doubled."""
-    parser = argparse.ArgumentParser("benchmarks", description=__doc__)
+    parser = argparse.ArgumentParser("benchmarks relay", description=__doc__)
     parser.add_argument("--levels", default="1,32,256", help="answers at once, separated by commas")
     parser.add_argument("--repeats", type=int, help="instead of each level's own number")
     parser.add_argument("--only-portal", action="store_true", help="without the baselines")
-    options = parser.parse_args()
+    options = parser.parse_args(arguments)
     levels = [int(level) for level in options.levels.split(",")]
     results: list[Result] = []
     # Nothing may stay behind, whoever ends it.
