@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 from django import forms
 from django.db import models
 
+from accounts.models import Team
 from llamaproj.errors import InvalidInput
 from models_admin import launch_config, launch_rules, replacement
 from models_admin.models import PortalConfig, ServedModel
@@ -193,7 +194,7 @@ class LaunchForm(_Form):
         for name, field in self.fields.items():
             field.label = _LABELS.get(name, field.label)
             field.help_text = _HELP.get(name, field.help_text)
-            if isinstance(field, forms.ModelMultipleChoiceField) and not field.queryset.exists():
+            if isinstance(field, forms.ModelMultipleChoiceField) and not Team.objects.exists():
                 field.widget.attrs["size"] = 1
                 field.help_text = "There are no teams yet, so it is open to everybody."
             if isinstance(field.widget, forms.Textarea):

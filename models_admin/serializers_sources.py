@@ -62,7 +62,7 @@ class ExternalServerSerializer(Strict, serializers.ModelSerializer[ExternalServe
             "models_offered",
         )  # fmt: skip
         read_only_fields = ("healthy", "problem", "checked_at")
-        extra_kwargs: ClassVar = {"name": {"validators": []}}
+        extra_kwargs: ClassVar[dict[str, dict[str, list[object]]]] = {"name": {"validators": []}}
 
 
 class ServedElsewhereSerializer(Strict):
