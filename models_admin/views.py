@@ -12,7 +12,7 @@ from django.views.decorators.http import require_http_methods, require_POST, req
 
 from accounts.access import person
 from accounts.models import User
-from models_admin import access, actions, configuration, fragments, launch_rules, replacement
+from models_admin import access, actions, configuration, fragments, launch_config, launch_rules, replacement
 from models_admin.forms import NewModelForm, PortalConfigForm, ServedModelForm
 from models_admin.models import ModelFile, PortalConfig, ServedModel
 from models_admin.replacement import Replacement
@@ -37,7 +37,7 @@ def detail(request: HttpRequest, slug: str) -> HttpResponse:
     user = person(request)
     served = access.find_visible(user, slug)
     manager = access.may_manage(user)
-    context = fragments.replicas_context(served)
+    context = fragments.replicas_context(served) | {"config": launch_config.of(served)}
     if manager:
         choice = fragments.LogChoice.of(request.GET)
         context |= fragments.log_context(served, choice) | fragments.slots_context(served)

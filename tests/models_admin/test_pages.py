@@ -219,6 +219,16 @@ def test_a_field_left_empty_shows_what_holds_then(staff: Client, served: ServedM
     assert ">q8_0, the portal&#x27;s default</option>" in page
 
 
+def test_a_models_page_shows_what_holds_in_the_end(staff: Client, served: ServedModel) -> None:
+    ServedModel.objects.update(context_tokens=None, slots=None)
+    PortalConfig(slots=6, threads=3, extra_flags=["--mlock"]).save()
+    page = staff.get("/models/fake-model/").content.decode()
+    assert "4,096 tokens for each of 6 slots" in page
+    assert "<dt>Threads</dt><dd>3</dd>" in page
+    assert "2,048 / 512 tokens" in page
+    assert "<code>--mlock</code>" in page
+
+
 def test_saving_unchanged_changes_nothing(staff: Client, served: ServedModel) -> None:
     everything = {"lora": ["/a b.gguf"], "extra_flags": ["--temp", "0.5"], "node_labels": ["gpu", "big"]}
     ServedModel.objects.update(**everything, vision=False, flash_attention="on", chat_template="{{ a }}")
