@@ -154,7 +154,7 @@ def _row(download: Download) -> Row:
     rate, waits_for = notes.download_of(download.pk) if download.state == S.RUNNING else (None, "")
     file = None
     if download.state == S.DONE:
-        files = ModelFile.objects.filter(node=download.node, missing=False, error="")
+        files = ModelFile.objects.filter(node=download.node, missing=False)
         file = (
             files.filter(path__endswith="/" + download.files[0]["target"]).prefetch_related("served").first()
         )

@@ -28,7 +28,11 @@ def header_of(repository: Repository, choice: Choice) -> GGUFInfo | None:
 
     All quantisations of a model have the same shape, so the smallest file in one piece speaks for all.
     """
-    pieces = [one for one in repository.choices if one.stem == choice.stem and len(one.parts) == 1]
+    pieces = [
+        one
+        for one in repository.choices
+        if one.stem == choice.stem and len(one.parts) == 1 and not one.problem
+    ]
     if not pieces:
         return None
     key = f"remote-header:{repository.name}:{repository.commit}:{pieces[0].path}".replace(" ", "_")

@@ -15,6 +15,7 @@ import json
 import re
 import threading
 from dataclasses import dataclass, field
+from functools import cache
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any, Self
 from urllib.parse import parse_qs, quote, unquote, urlsplit
@@ -89,11 +90,19 @@ class HubServer:
         repo = self.repos.setdefault(name, Repo())
         repo.gated = repo.gated or gated
         files = {**repo.commits.get(repo.head, {}), path: data}
-        known = sorted((path, hashlib.sha256(data).hexdigest()) for path, data in files.items())
+        known = sorted((path, _digests(data)[0]) for path, data in files.items())
         repo.head = hashlib.sha1(json.dumps(known).encode(), usedforsecurity=False).hexdigest()
         repo.commits[repo.head] = files
-        self._lfs[hashlib.sha256(data).hexdigest()] = data
+        self._lfs[_digests(data)[0]] = data
         return repo.head
+
+
+@cache
+def _digests(data: bytes) -> tuple[str, str]:
+    """SHA-256, and the name git gives it."""
+    git = hashlib.sha1(b"blob %d\0" % len(data), usedforsecurity=False)
+    git.update(data)
+    return hashlib.sha256(data).hexdigest(), git.hexdigest()
 
 
 class _Server(ThreadingHTTPServer):
@@ -164,11 +173,11 @@ class _Door(BaseHTTPRequestHandler):
             return
         siblings = []
         for name, data in repo.commits[commit].items():
-            blob = hashlib.sha1(b"blob %d\0" % len(data) + data, usedforsecurity=False).hexdigest()
+            sha256, blob = _digests(data)
             sibling: dict[str, Any] = {"rfilename": name, "size": len(data), "blobId": blob}
             if len(data) >= 1000:
                 sibling["lfs"] = {
-                    "sha256": hashlib.sha256(data).hexdigest(),
+                    "sha256": sha256,
                     "size": len(data),
                     "pointerSize": 134,
                 }
@@ -191,7 +200,7 @@ class _Door(BaseHTTPRequestHandler):
         if len(data) < 1000:
             self._bytes(data, {"X-Repo-Commit": commit})
             return
-        digest = hashlib.sha256(data).hexdigest()
+        digest = _digests(data)[0]
         linked = {"X-Repo-Commit": commit, "X-Linked-Etag": f'"{digest}"', "X-Linked-Size": str(len(data))}
         where = f"{self.server.hub.storage}/storage/{digest}?name={quote(path)}"
         self._send(302, b"", {**linked, "Location": where})

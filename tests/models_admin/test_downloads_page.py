@@ -202,6 +202,9 @@ def test_a_complete_one_can_be_served_from_there(staff, download, node):
     path = f"/srv/models/{REPO}/Tiny-Q4_0.gguf"
     file = ModelFile.objects.create(node=node, path=path, size_bytes=1000, modified_at=timezone.now())
     assert f'href="/models/add/{file.pk}/">Serve' in html(staff.get("/models/downloads/"))
+    ModelFile.objects.update(error="This isn't a GGUF file.")
+    assert "This isn&#x27;t a GGUF file." in html(staff.get("/models/downloads/"))
+    ModelFile.objects.update(error="")
     ServedModel.objects.create(slug="tiny", name="Tiny", file=file)
     assert "Served as tiny" in html(staff.get("/models/downloads/"))
     assert staff.post(f"/models/downloads/{download.pk}/cancel/").status_code == HTTPStatus.CONFLICT
