@@ -14,6 +14,7 @@ PAGES = [
     "/c/",
     "/dashboard/",
     "/models/",
+    "/models/nodes/",
     "/accounts/password/change/",
     "/accounts/logout/",
     "/nowhere/",
