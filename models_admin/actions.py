@@ -26,8 +26,8 @@ _MOST_REPLICAS = 16
 def start(served: ServedModel, *, by: User | None) -> None:
     """Ask for a replica, and for another try where it has failed. Asking twice is asking once."""
     served = _locked(served)
-    if served.file and served.file.error:
-        raise Conflict(f"This model's file can't be served: {served.file.error}")
+    if served.file and served.file.obstacle:
+        raise Conflict(f"This model can't be started: {served.file.obstacle}")
     if served.external and not served.external.enabled:
         raise Conflict(f"Its server {served.external.name} is switched off; switch that on first.")
     if served.enabled and served.desired_replicas and not served.instances.filter(state=S.FAILED).exists():

@@ -107,7 +107,9 @@ class _World:
         self.configs = {served.pk: launch_config.of(served, self.portal) for served in self.served}
         self.by_pk = {served.pk: served for served in self.served}
         self.replicas: dict[int, list[_Replica]] = defaultdict(list)
-        for instance in Instance.objects.current().filter(served__external=None).select_related("node"):
+        for instance in (
+            Instance.objects.current().filter(served__external=None).select_related("node", "file")
+        ):
             # One object for each model, so that what the pass changes is seen everywhere.
             instance.served = self.by_pk[instance.served_id]
             self.replicas[instance.served_id].append(self._looked_at(instance))
@@ -241,7 +243,8 @@ class _World:
         return _Replica(
             instance,
             report=demand.report_of(instance.pk) if ready else None,
-            outdated=bool(instance.launched) and instance.launched != snapshot,
+            outdated=bool(instance.launched)
+            and (instance.launched != snapshot or _has_other_content(instance)),
         )
 
     # Places -----------------------------------------------------------------------------------------------------------
@@ -408,9 +411,8 @@ class _World:
 
     def _files(self) -> dict[int, dict[int, ModelFile]]:
         """For each model the file with its content on each node that has one."""
-        good = list(ModelFile.objects.filter(missing=False, error="", kind=ModelFile.Kind.MODEL))
         by_content: dict[str, list[ModelFile]] = defaultdict(list)
-        for file in good:
+        for file in ModelFile.objects.servable():
             if file.content_id:
                 by_content[file.content_id].append(file)
         found: dict[int, dict[int, ModelFile]] = {}
@@ -431,6 +433,12 @@ def _forget_old(served: ServedModel) -> None:
     for old in stopped[_KEPT_STOPPED:]:
         instance_log.remove(str(old.pk))
         old.delete()
+
+
+def _has_other_content(instance: Instance) -> bool:
+    """True where its file was replaced by another under the same name since it was loaded."""
+    file = instance.file or instance.served.file
+    return bool(file and file.changed_at and instance.started_at and file.changed_at > instance.started_at)
 
 
 def _explain(instance: Instance, reason: str, cause: Shortage) -> None:

@@ -98,8 +98,10 @@ def _announce() -> None:
                 # The broker is looked for ever more rarely, so the tick comes late.
                 reconcile_node(node.name)
             cut_off = False
+            # Reading many files for the first time takes longer than a node may be silent.
+            if first or catalog.changed_since_last_scan(node):
+                ask_scan(node.name)
             if first:
-                catalog.scan(node)
                 lifecycle.tidy()
                 scheduler.preload()
                 wake(node.name)

@@ -362,6 +362,17 @@ def test_without_room_for_two_the_old_one_goes_first(
     assert served.instances.current().count() == 1
 
 
+def test_a_file_with_other_content_under_its_name_is_loaded_anew(
+    served: ServedModel, fake: Callable[..., None], passes: Passes
+) -> None:
+    want(served, 1)
+    passes.until(lambda: state_of(served) == S.READY)
+    old = only(served).pk
+    ModelFile.objects.update(changed_at=timezone.now())
+    passes.until(lambda: served.instances.serving().exclude(pk=old).exists())
+    passes.until(lambda: served.instances.current().count() == 1)
+
+
 def test_time_outs_restart_nothing(served: ServedModel, fake: Callable[..., None], passes: Passes) -> None:
     want(served, 1)
     passes.until(lambda: state_of(served) == S.READY)
