@@ -115,6 +115,9 @@ class _World:
             self.replicas[instance.served_id].append(self._looked_at(instance))
         self.files = self._files()
         self._needs: dict[tuple[int, bool], Need] = {}
+        # By node: what waits for those who are leaving, and what will be free once they have left.
+        self._claims: dict[str, Need] = {}
+        self._soon_free: dict[str, Need] = {}
 
     # Nodes ------------------------------------------------------------------------------------------------------------
 
@@ -271,11 +274,13 @@ class _World:
                 reason = reason or decision.reason
                 too_large = all(not need.fits(room.total) for room in rooms)
                 continue
-            if self._being_freed(decision, rooms, need):
-                _explain(instance, "Waiting for memory that is being freed.", Shortage.NO_ROOM)
-                return
             if decision.evict:
-                self._evict(decision, served)
+                # Where enough is being freed already, nobody else has to leave.
+                freed_on = next((room.node for room in rooms if need.fits(self._soon_free[room.node])), None)
+                if freed_on is None:
+                    self._evict(decision, served)
+                freed_on = freed_on or decision.node
+                self._claims[freed_on] = self._claims.get(freed_on, Need(0)) + need
                 _explain(instance, "Waiting for memory that is being freed.", Shortage.NO_ROOM)
                 return
             node = next(one for one in self.living.values() if one.name == decision.node)
@@ -341,9 +346,13 @@ class _World:
         vram_total = sum(int(gpu["memory_bytes"]) for gpu in node.gpus) if gpus else 0
         vram_free = sum(int(gpu["free_bytes"]) for gpu in node.gpus) if gpus else 0
         vram_free -= sum(need.vram_bytes for one, need in zip(here, held, strict=True) if one.on_its_way)
+        leaving = [need for one, need in zip(here, held, strict=True) if one.state == S.DRAINING]
+        # What is being freed belongs to those it is freed for.
+        after = sum(leaving, Need(free, vram_free)) - self._claims.get(node.name, Need(0))
+        self._soon_free[node.name] = after
         return Room(
             node=node.name,
-            free=Need(max(0, free), max(0, vram_free)),
+            free=Need(max(0, min(free, after.ram_bytes)), max(0, min(vram_free, after.vram_bytes))),
             total=Need(max(0, total), vram_total),
             tenants=tuple(self._tenant(one, need) for one, need in zip(here, held, strict=True)),
             replicas_of_model=sum(one.instance.served_id == served.pk for one in here),
@@ -371,17 +380,6 @@ class _World:
                 and counted > served.min_replicas
             ),
         )
-
-    def _being_freed(self, decision: Decision, rooms: Iterable[Room], need: Need) -> bool:
-        """True where those who are leaving the node make enough room, so that nobody else has to."""
-        if not decision.evict:
-            return False
-        leaving = {one.instance.pk for one in self._all() if one.state == S.DRAINING}
-        for room in rooms:
-            freed = [tenant.held for tenant in room.tenants if tenant.id in leaving]
-            if freed and need.fits(sum(freed, room.free)):
-                return True
-        return False
 
     def _evict(self, decision: Decision, successor: ServedModel) -> None:
         for replica in self._all():

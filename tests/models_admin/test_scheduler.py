@@ -182,6 +182,21 @@ def test_the_longest_idle_model_leaves_for_one_somebody_asks_for() -> None:
     assert (only(wanted).node, only(wanted).cause) == (node, "")
 
 
+def test_two_who_wait_are_made_room_for_at_the_same_time() -> None:
+    node = machine("one", memory_limit_bytes=2200 * MIB)
+    old = [running(made(node, slug), node, idle_s=100) for slug in ("old", "older")]
+    wanted = [made(node, slug) for slug in ("first", "second")]
+    for one in wanted:
+        demand.ask(one.pk)
+    scheduler.schedule("one")
+    assert {fresh(one).state for one in old} == {S.DRAINING}
+    late = made(node, "late")
+    demand.ask(late.pk)
+    Instance.objects.filter(pk=old[0].pk).update(state=S.STOPPED, memory_bytes=None)
+    scheduler.schedule("one")
+    assert [only(one).node for one in (*wanted, late)] == [node, None, None], "in their order"
+
+
 @pytest.mark.parametrize(
     "how",
     [
