@@ -28,11 +28,11 @@ django.setup()
 
 from llamaproj import env  # noqa: E402  # needs Django's settings, like all of ours
 from llamaproj.up import demo  # noqa: E402
-from models_admin import engine, launch  # noqa: E402
-from models_admin.correction import Sight, corrected  # noqa: E402
-from models_admin.gguf_header import read  # noqa: E402
-from models_admin.launch_config import LaunchConfig  # noqa: E402
-from models_admin.memory_estimate import MemoryEstimate, estimate  # noqa: E402
+from models_admin.engine import engine, launch  # noqa: E402
+from models_admin.engine.launch_config import LaunchConfig  # noqa: E402
+from models_admin.files.gguf_header import read  # noqa: E402
+from models_admin.memory.correction import Sight, corrected  # noqa: E402
+from models_admin.memory.memory_estimate import MemoryEstimate, estimate  # noqa: E402
 
 _MIB = 2**20
 _READY_S = 120

@@ -26,7 +26,8 @@ from gateway.errors import CircularRoute, UpstreamLost
 from gateway.models import UsageRecord
 from gateway.upstream import open_completion
 from llamaproj.errors import LlamaProjError
-from models_admin import external_tasks, tasks
+from models_admin import tasks
+from models_admin.external import tasks as external_tasks
 from models_admin.models import Instance, ServedModel
 
 log = structlog.get_logger(__name__)

@@ -15,7 +15,7 @@ from django.urls import path
 from chat.consumers import ConversationConsumer
 from llamaproj.origin import SameOrigin
 from models_admin.consumers import ModelsConsumer
-from models_admin.node_consumer import NodesConsumer
+from models_admin.nodes.consumer import NodesConsumer
 from monitoring.consumers import MonitoringConsumer
 
 application = ProtocolTypeRouter(

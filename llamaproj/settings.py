@@ -242,7 +242,7 @@ CELERY_BEAT_SCHEDULE = {
     "reconcile": {"task": "models_admin.tasks.tick", "schedule": 2.0, "options": {"expires": 2}},
     "sample": {"task": "monitoring.tasks.tick", "schedule": 2.0, "options": {"expires": 2}},
     "check-external-servers": {
-        "task": "models_admin.external_tasks.tick",
+        "task": "models_admin.external.tasks.tick",
         "schedule": 15.0,
         "options": {"expires": 15},
     },

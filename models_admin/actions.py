@@ -11,8 +11,10 @@ from django.utils.text import slugify
 from accounts import audit
 from accounts.models import Team, User
 from llamaproj.errors import Conflict, InvalidInput
-from models_admin import events, external, launch_rules, tasks
+from models_admin import events, tasks
+from models_admin.engine import launch_rules
 from models_admin.errors import StillRunning
+from models_admin.external import external
 from models_admin.models import ModelFile, Node, ServedModel
 from models_admin.states import InstanceState as S
 

@@ -17,9 +17,8 @@ from unfold.widgets import UnfoldAdminTextareaWidget, UnfoldAdminTextInputWidget
 
 from accounts.access import person
 from llamaproj.errors import LlamaProjError
-from models_admin import access, actions, configuration, node_actions, overview, replacement
-from models_admin.download_admin import DownloadAdmin
-from models_admin.external_admin import ExternalServerAdmin
+from models_admin import access, actions, configuration, overview, replacement
+from models_admin.external.admin import ExternalServerAdmin
 from models_admin.forms import (
     LAUNCH_GROUPS,
     LIST_FIELDS,
@@ -30,6 +29,7 @@ from models_admin.forms import (
     PortalConfigForm,
     ServedModelForm,
 )
+from models_admin.hub.admin import DownloadAdmin
 from models_admin.models import (
     Download,
     ExternalServer,
@@ -40,6 +40,7 @@ from models_admin.models import (
     PortalConfig,
     ServedModel,
 )
+from models_admin.nodes import actions as node_actions
 from models_admin.templatetags.amounts import age, as_bytes, as_count
 
 # Unfold's colours for a state's word.

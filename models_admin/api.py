@@ -24,9 +24,10 @@ from rest_framework.viewsets import GenericViewSet, ReadOnlyModelViewSet
 from accounts.access import person
 from accounts.models import User
 from llamaproj.errors import NotFound
-from models_admin import access, actions, configuration, demand, node_actions, notes
+from models_admin import access, actions, configuration, demand, notes
 from models_admin.filters import InstanceFilter, ModelFileFilter, ServedModelFilter
 from models_admin.models import Instance, InstanceChange, ModelFile, Node, PortalConfig, ServedModel
+from models_admin.nodes import actions as node_actions
 from models_admin.serializers import (
     ChangeSerializer,
     ConfigSerializer,

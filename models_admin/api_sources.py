@@ -9,9 +9,12 @@ from rest_framework.response import Response
 from rest_framework.viewsets import ReadOnlyModelViewSet
 
 from accounts.access import person
-from models_admin import access, download_actions, external_actions, external_tasks
+from models_admin import access
 from models_admin.api import ManagersOnly
+from models_admin.external import actions as external_actions
+from models_admin.external import tasks as external_tasks
 from models_admin.filters import DownloadFilter
+from models_admin.hub import actions as download_actions
 from models_admin.models import Download, ExternalServer
 from models_admin.serializers import ServedModelSerializer
 from models_admin.serializers_sources import (

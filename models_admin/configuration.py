@@ -7,7 +7,8 @@ from django.db import transaction
 
 from accounts import audit
 from accounts.models import User
-from models_admin import events, launch_rules, tasks
+from models_admin import events, tasks
+from models_admin.engine import launch_rules
 from models_admin.models import PortalConfig, ServedModel
 
 

@@ -17,7 +17,8 @@ from django.utils import timezone
 
 from accounts.models import User
 from llamaproj.errors import NotFound
-from models_admin import access, download_fragments, events, fragments, remedies
+from models_admin import access, events, fragments, remedies
+from models_admin.hub import fragments as download_fragments
 
 _PAUSE_S = 0.25
 _NOT_SIGNED_IN = 4401

@@ -10,7 +10,8 @@ from django.db import models
 
 from accounts.models import Team
 from llamaproj.errors import InvalidInput
-from models_admin import launch_config, launch_rules, replacement
+from models_admin import replacement
+from models_admin.engine import launch_config, launch_rules
 from models_admin.models import PortalConfig, ServedModel
 from models_admin.replacement import Replacement
 

@@ -7,7 +7,8 @@ from django.template.loader import render_to_string
 
 from accounts.models import User
 from llamaproj import env
-from models_admin import access, instance_log, notes, overview, remedies
+from models_admin import access, notes, overview, remedies
+from models_admin.engine import instance_log
 from models_admin.models import Instance, InstanceChange, ModelFile, Node, PortalConfig, ServedModel
 from models_admin.states import ALIVE
 from models_admin.states import InstanceState as S

@@ -9,7 +9,8 @@ from django.utils.cache import patch_vary_headers
 from django.views.decorators.http import require_POST, require_safe
 
 from accounts.access import person
-from models_admin import access, fragments, instance_log, notes, remedies
+from models_admin import access, fragments, notes, remedies
+from models_admin.engine import instance_log
 from models_admin.models import Instance
 
 

@@ -16,25 +16,13 @@ import structlog
 from django.utils import timezone
 
 from llamaproj.errors import LlamaProjError
-from models_admin import (
-    diagnosis,
-    engine,
-    events,
-    footprint,
-    instance_log,
-    launch,
-    launch_config,
-    loading,
-    notes,
-    process,
-    scheduler,
-    secret_box,
-    usage,
-)
-from models_admin.launch_config import LaunchConfig
+from models_admin import events, notes, scheduler, secret_box, usage
+from models_admin.engine import diagnosis, engine, instance_log, launch, launch_config, loading, process
+from models_admin.engine.launch_config import LaunchConfig
+from models_admin.engine.probe import Health, Probe
 from models_admin.locks import alone
+from models_admin.memory import footprint
 from models_admin.models import Instance, ModelFile, Node, PortalConfig, ServedModel
-from models_admin.probe import Health, Probe
 from models_admin.states import InstanceState as S
 
 log = structlog.get_logger(__name__)

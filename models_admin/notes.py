@@ -11,7 +11,7 @@ from uuid import UUID
 from django.core.cache import cache
 from redis import RedisError
 
-from models_admin.slots import Slot
+from models_admin.engine.slots import Slot
 
 _LOG_S = 3600
 _RATE_S = 15

@@ -3,7 +3,8 @@
 from dataclasses import dataclass
 from datetime import datetime
 
-from models_admin import footprint, notes
+from models_admin import notes
+from models_admin.memory import footprint
 from models_admin.models import Instance, PortalConfig, ServedModel
 from models_admin.states import InstanceState as S
 

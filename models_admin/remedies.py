@@ -18,9 +18,12 @@ from django.db.models import Sum
 from accounts import audit
 from accounts.models import User
 from llamaproj.errors import Conflict
-from models_admin import actions, catalog, diagnosis, footprint, launch, launch_config, notes
-from models_admin.diagnosis import Cause, Diagnosis
-from models_admin.launch_config import LaunchConfig
+from models_admin import actions, notes
+from models_admin.engine import diagnosis, launch, launch_config
+from models_admin.engine.diagnosis import Cause, Diagnosis
+from models_admin.engine.launch_config import LaunchConfig
+from models_admin.files import catalog
+from models_admin.memory import footprint
 from models_admin.models import Instance, Node, PortalConfig, ServedModel
 from models_admin.states import InstanceState as S
 from models_admin.states import Shortage

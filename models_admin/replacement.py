@@ -5,7 +5,7 @@ import json
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from models_admin import launch_config
+from models_admin.engine import launch_config
 from models_admin.models import PortalConfig, ServedModel
 from models_admin.states import InstanceState as S
 

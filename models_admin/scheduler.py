@@ -13,10 +13,12 @@ import psutil
 import structlog
 from django.utils import timezone
 
-from models_admin import demand, events, footprint, instance_log, launch_config, scaling
+from models_admin import demand, events, scaling
+from models_admin.engine import instance_log, launch_config
 from models_admin.locks import alone
+from models_admin.memory import footprint
+from models_admin.memory.placement import Decision, Need, Room, Tenant, choose
 from models_admin.models import Instance, ModelFile, Node, PortalConfig, ServedModel
-from models_admin.placement import Decision, Need, Room, Tenant, choose
 from models_admin.states import InstanceState as S
 from models_admin.states import Shortage
 

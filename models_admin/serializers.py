@@ -10,7 +10,8 @@ from rest_framework import serializers
 
 from accounts.models import Team
 from llamaproj.errors import Conflict
-from models_admin import launch_config, launch_rules, overview, replacement
+from models_admin import overview, replacement
+from models_admin.engine import launch_config, launch_rules
 from models_admin.models import Instance, InstanceChange, ModelFile, Node, PortalConfig, ServedModel
 from models_admin.overview import Overview
 

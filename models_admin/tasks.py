@@ -12,8 +12,11 @@ from kombu.exceptions import OperationalError
 from redis import RedisError
 
 from llamaproj import env
-from models_admin import catalog, download_tasks, events, lifecycle, node_facts, scheduler
+from models_admin import events, lifecycle, scheduler
+from models_admin.files import catalog
+from models_admin.hub import tasks as download_tasks
 from models_admin.models import Node
+from models_admin.nodes import facts as node_facts
 
 log = structlog.get_logger(__name__)
 

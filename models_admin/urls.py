@@ -7,9 +7,9 @@ from models_admin import instance_views, views
 urlpatterns = [
     path("", views.index, name="models"),
     path("config/", views.config, name="models-config"),
-    path("downloads/", include("models_admin.download_urls")),
-    path("external/", include("models_admin.external_urls")),
-    path("nodes/", include("models_admin.node_urls")),
+    path("downloads/", include("models_admin.hub.urls")),
+    path("external/", include("models_admin.external.urls")),
+    path("nodes/", include("models_admin.nodes.urls")),
     path("scan/", views.scan, name="models-scan"),
     path("add/<int:pk>/", views.add, name="model-add"),
     path("<slug:slug>/", views.detail, name="model"),

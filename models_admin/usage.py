@@ -3,8 +3,8 @@
 from datetime import datetime
 
 from models_admin import demand, events, notes
+from models_admin.engine.probe import Probe
 from models_admin.models import Instance
-from models_admin.probe import Probe
 
 
 def observe(instance: Instance, now: datetime) -> bool:

@@ -12,7 +12,8 @@ from django.views.decorators.http import require_http_methods, require_POST, req
 
 from accounts.access import person
 from accounts.models import User
-from models_admin import access, actions, configuration, fragments, launch_config, launch_rules, replacement
+from models_admin import access, actions, configuration, fragments, replacement
+from models_admin.engine import launch_config, launch_rules
 from models_admin.forms import NewModelForm, PortalConfigForm, ServedModelForm
 from models_admin.models import ModelFile, PortalConfig, ServedModel
 from models_admin.replacement import Replacement

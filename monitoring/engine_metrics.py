@@ -20,8 +20,8 @@ from typing import Any
 import httpx
 from prometheus_client.parser import text_string_to_metric_families
 
-from models_admin import slots as listing
-from models_admin.slots import Slot, number, written_tokens
+from models_admin.engine import slots as listing
+from models_admin.engine.slots import Slot, number, written_tokens
 
 logger = logging.getLogger(__name__)
 

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 
 import psutil
 
-from models_admin.gpus import Gpu, Nvml
+from models_admin.nodes.gpus import Gpu, Nvml
 
 # Two readings closer than this share their rates: the counters' own grain (10 ms ticks) would dominate.
 _SHORTEST_INTERVAL_S = 0.25

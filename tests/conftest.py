@@ -126,7 +126,7 @@ def engine(demo_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterat
     sizes = ["--parallel", "2", "--ctx-size", "4096", "--slot-save-path", str(folder)]
     with (folder / "log").open("wb") as log:
         process = subprocess.Popen(
-            [sys.executable, "-m", "models_admin.embedded_engine", *flags, *sizes],
+            [sys.executable, "-m", "models_admin.engine.embedded_engine", *flags, *sizes],
             cwd=env.BASE_DIR,
             env={**os.environ, "LLAMA_API_KEY": key},
             stdout=log,

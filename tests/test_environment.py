@@ -32,7 +32,7 @@ def test_nobody_else_reads_the_environment():
         "llamaproj/celery.py",
         "llamaproj/cli.py",
         "llamaproj/up/program.py",
-        "models_admin/embedded_engine.py",
+        "models_admin/engine/embedded_engine.py",
     }
     readers = {
         str(path.relative_to(env.BASE_DIR))

@@ -29,8 +29,8 @@ class Prepared:
 def prepare() -> Prepared:
     """Migrate, install the demo model, make the first administrator. Leaves no connection open. Raises `StartError`."""
     from accounts.actions import ensure_first_admin
-    from models_admin import node_facts
     from models_admin.models import ServedModel
+    from models_admin.nodes import facts as node_facts
 
     try:
         migrations = _migrate()
@@ -53,7 +53,7 @@ def stop_models() -> str:
 
     Returns a sentence where it failed.
     """
-    from models_admin import node_facts
+    from models_admin.nodes import facts as node_facts
 
     try:
         call_command("models", "stop-all", node=env.NODE_NAME, verbosity=0)
@@ -67,15 +67,16 @@ def stop_models() -> str:
 
 def end_models() -> None:
     """End this machine's llama-servers without asking the database."""
-    from models_admin import process
+    from models_admin.engine import process
 
     leftovers.end(process.with_mark(process.mark_of_all()))
 
 
 def check_joining() -> None:
     """Refuse a node that doesn't fit the portal on this database. Raises `StartError`."""
-    from models_admin import node_facts, secret_box
+    from models_admin import secret_box
     from models_admin.models import PortalConfig
+    from models_admin.nodes import facts as node_facts
 
     try:
         _check_schema()
@@ -96,8 +97,8 @@ def check_joining() -> None:
 
 def has_joined() -> bool:
     """True once this node's worker has announced itself."""
-    from models_admin import node_facts
     from models_admin.models import Node
+    from models_admin.nodes import facts as node_facts
 
     try:
         return Node.objects.alive().filter(name=env.NODE_NAME).exists() and node_facts.is_ours(env.NODE_NAME)

@@ -6,7 +6,8 @@ from typing import Any
 from django.core.management.base import CommandError, OutputWrapper
 
 from llamaproj import env
-from models_admin import download_actions, hub
+from models_admin.hub import actions as download_actions
+from models_admin.hub import hub
 from models_admin.models import Download, Node
 from models_admin.templatetags.amounts import as_bytes
 

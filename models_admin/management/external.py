@@ -7,7 +7,8 @@ from typing import Any
 
 from django.core.management.base import CommandError, OutputWrapper
 
-from models_admin import external, external_actions
+from models_admin.external import actions as external_actions
+from models_admin.external import external
 from models_admin.models import ExternalServer
 
 

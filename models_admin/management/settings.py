@@ -11,7 +11,8 @@ from django.db import models
 
 from accounts.models import Team
 from llamaproj.errors import InvalidInput
-from models_admin import actions, configuration, launch_config, launch_rules, replacement
+from models_admin import actions, configuration, replacement
+from models_admin.engine import launch_config, launch_rules
 from models_admin.models import PortalConfig, ServedModel
 
 _OF_MODEL = frozenset(launch_config.NAMES) | {

@@ -9,7 +9,7 @@ from models_admin.models.node import check_paths
 class LaunchParameters(models.Model):
     """Everything that may be said of a llama-server's launch. Empty everywhere means: not said here.
 
-    What nobody says is decided in `models_admin.launch_config`. Names are llama-server's where it has one.
+    What nobody says is decided in `models_admin.engine.launch_config`. Names are llama-server's where it has one.
     """
 
     class CacheType(models.TextChoices):

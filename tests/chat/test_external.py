@@ -11,7 +11,9 @@ from chat import actions
 from chat.models import Conversation
 from chat.states import MessageStatus
 from gateway.upstream import close_session
-from models_admin import external, external_actions, external_tasks
+from models_admin.external import actions as external_actions
+from models_admin.external import external
+from models_admin.external import tasks as external_tasks
 from tests.chat.test_generator import Running, answer_of, ended, in_db, redis, running
 from tests.fake_openai import WORDS, FakeOpenAI
 

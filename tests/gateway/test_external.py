@@ -10,7 +10,9 @@ from accounts import actions as account_actions
 from accounts.models import User
 from gateway.models import UsageRecord
 from gateway.upstream import close_session
-from models_admin import external, external_actions, external_tasks
+from models_admin.external import actions as external_actions
+from models_admin.external import external
+from models_admin.external import tasks as external_tasks
 from models_admin.models import ExternalServer, ServedModel
 from tests.fake_openai import WORDS, FakeOpenAI
 from tests.gateway.test_api import Api, events

@@ -10,7 +10,8 @@ from accounts import actions as account_actions
 from accounts.models import User
 from gateway.models import UsageRecord
 from gateway.upstream import close_session
-from models_admin import external, external_actions
+from models_admin.external import actions as external_actions
+from models_admin.external import external
 from models_admin.models import ExternalServer, ServedModel
 from models_admin.states import InstanceState
 from tests.gateway.test_api import Api, events

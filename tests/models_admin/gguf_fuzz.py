@@ -261,8 +261,8 @@ def read_as_a_scan(path: Path) -> bool:
     import orjson
     from django.core.exceptions import ValidationError
 
-    from models_admin import catalog, folder_contents
-    from models_admin.memory_estimate import estimate
+    from models_admin.files import catalog, folder_contents
+    from models_admin.memory.memory_estimate import estimate
     from models_admin.models import ModelFile
 
     found = folder_contents.find([path.parent])[str(path)]

@@ -7,8 +7,10 @@ from django.utils import timezone
 from accounts.models import AuditEntry, Team, User
 from llamaproj import env
 from llamaproj.errors import Conflict, InvalidInput
-from models_admin import actions, events, footprint, launch_config, tasks
+from models_admin import actions, events, tasks
+from models_admin.engine import launch_config
 from models_admin.errors import IllegalMove, StillRunning
+from models_admin.memory import footprint
 from models_admin.models import Instance, ModelFile, Node, ServedModel
 from models_admin.states import InstanceState as S
 

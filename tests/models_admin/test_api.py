@@ -11,11 +11,15 @@ from hypothesis import strategies as st
 
 from accounts import actions as account_actions
 from accounts.models import ApiKey, AuditEntry, Team, User
-from models_admin import demand, download_actions, download_tasks, external_tasks, launch_config, notes, tasks
+from models_admin import demand, notes, tasks
 from models_admin.demand import Report
+from models_admin.engine import launch_config
+from models_admin.engine.slots import Slot
+from models_admin.external import tasks as external_tasks
+from models_admin.hub import actions as download_actions
+from models_admin.hub import tasks as download_tasks
 from models_admin.models import Download, ExternalServer, Instance, ModelFile, Node, PortalConfig, ServedModel
 from models_admin.models.download import WantedFile
-from models_admin.slots import Slot
 from models_admin.states import InstanceState as S
 
 pytestmark = pytest.mark.django_db

@@ -15,8 +15,9 @@ from structlog.testing import capture_logs
 from accounts.models import User
 from llamaproj import env
 from llamaproj.errors import Conflict
-from models_admin import actions, catalog, folder_contents, fragments
-from models_admin.catalog import Scan
+from models_admin import actions, fragments
+from models_admin.files import catalog, folder_contents
+from models_admin.files.catalog import Scan
 from models_admin.models import ModelFile, Node, ServedModel
 from tests.models_admin import gguf_files as g
 
@@ -103,7 +104,7 @@ def test_a_closed_file_is_tried_again_at_every_scan(
     known = row(path).content_id
     os.utime(path)
     with monkeypatch.context() as closed:
-        closed.setattr("models_admin.gguf_header.os.open", _refuse)
+        closed.setattr("models_admin.files.gguf_header.os.open", _refuse)
         assert catalog.scan(node).broken == 1
         assert "Permission denied" in row(path).error
         # It may be in order: what else has its content is found by it.

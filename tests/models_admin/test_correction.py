@@ -2,8 +2,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from models_admin.correction import Sight, corrected
-from models_admin.memory_estimate import MemoryEstimate
+from models_admin.memory.correction import Sight, corrected
+from models_admin.memory.memory_estimate import MemoryEstimate
 
 # 1,000 in all, of which 50 only when full.
 MEMORY = MemoryEstimate(weights=500, kv_cache=300, compute=100, process=100, only_when_full=50)

@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 
 from llamaproj import env
-from models_admin import diagnosis, process
-from models_admin.diagnosis import Cause
+from models_admin.engine import diagnosis, process
+from models_admin.engine.diagnosis import Cause
 from models_admin.models import ServedModel
 from models_admin.states import InstanceState as S
 from tests.models_admin.conftest import Passes, only, state_of, want
@@ -173,7 +173,7 @@ def ended(model: Path, *flags: str, memory_bytes: int = resource.RLIM_INFINITY) 
     command = [
         sys.executable,
         "-m",
-        "models_admin.embedded_engine",
+        "models_admin.engine.embedded_engine",
         "--model",
         str(model),
         "--port",

@@ -17,12 +17,14 @@ from django.utils import timezone
 from accounts.models import AuditEntry, User
 from llamaproj import env
 from llamaproj.errors import Conflict, InvalidInput
-from models_admin import download_actions as actions
-from models_admin import download_tasks, downloads, model_folder, notes
+from models_admin import notes
 from models_admin.errors import HubUnreachable
+from models_admin.files import model_folder
+from models_admin.hub import actions, downloads
+from models_admin.hub import tasks as download_tasks
+from models_admin.hub.transfer import Patience
 from models_admin.models import Download, ModelFile, Node
 from models_admin.states import DownloadState as S
-from models_admin.transfer import Patience
 from tests.hub_server import HubServer, Script
 from tests.models_admin import gguf_files
 

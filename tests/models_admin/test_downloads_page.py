@@ -14,8 +14,10 @@ from django.utils import timezone
 
 from accounts.models import AuditEntry, User
 from llamaproj import env
-from models_admin import download_tasks, downloads, events, notes, remote_header
+from models_admin import events, notes
 from models_admin.consumers import ModelsConsumer
+from models_admin.hub import downloads, remote_header
+from models_admin.hub import tasks as download_tasks
 from models_admin.models import Download, ModelFile, Node, ServedModel
 from models_admin.states import DownloadState as S
 from tests.hub_server import HubServer, Script

@@ -11,11 +11,11 @@ import numpy as np
 import pytest
 
 from llamaproj import env
-from models_admin import embedded_engine
+from models_admin.engine import embedded_engine
 from tests.conftest import Engine
 from tests.portal import free_port
 
-COMMAND = [sys.executable, "-m", "models_admin.embedded_engine"]
+COMMAND = [sys.executable, "-m", "models_admin.engine.embedded_engine"]
 
 
 def run(*flags: str) -> subprocess.CompletedProcess[str]:

@@ -14,16 +14,21 @@ from django.utils import timezone
 from accounts.models import AuditEntry, Team, User
 from llamaproj.celery import app
 from llamaproj.errors import Conflict, InvalidInput
-from models_admin import (
-    access,
-    actions,
+from models_admin import access, actions, overview, tasks
+from models_admin.external import (
+    actions as external_actions,
+)
+from models_admin.external import (
+    address as external_address,
+)
+from models_admin.external import (
     external,
-    external_actions,
-    external_address,
-    external_probe,
-    external_tasks,
-    overview,
-    tasks,
+)
+from models_admin.external import (
+    probe as external_probe,
+)
+from models_admin.external import (
+    tasks as external_tasks,
 )
 from models_admin.models import ExternalServer, Instance, ModelFile, Node, ServedModel
 from models_admin.states import InstanceState as S

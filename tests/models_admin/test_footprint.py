@@ -4,7 +4,8 @@ from typing import Any
 import pytest
 from django.utils import timezone
 
-from models_admin import footprint, launch_config
+from models_admin.engine import launch_config
+from models_admin.memory import footprint
 from models_admin.models import Footprint, Instance, ModelFile, Node, PortalConfig, ServedModel
 from models_admin.states import InstanceState as S
 

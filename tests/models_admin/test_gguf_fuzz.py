@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from models_admin.gguf_header import read
-from models_admin.gguf_info import GGUFError
+from models_admin.files.gguf_header import read
+from models_admin.files.gguf_info import GGUFError
 from tests.models_admin import gguf_files as g
 from tests.models_admin import gguf_fuzz
 

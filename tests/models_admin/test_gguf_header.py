@@ -11,8 +11,8 @@ from gguf.constants import GGUFValueType
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from models_admin.gguf_header import read
-from models_admin.gguf_info import GGUFError, UnreadableError
+from models_admin.files.gguf_header import read
+from models_admin.files.gguf_info import GGUFError, UnreadableError
 from tests.models_admin import gguf_files as g
 
 _LLAMA = g.word("general.architecture", "llama")

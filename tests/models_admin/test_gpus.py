@@ -1,6 +1,6 @@
 """GPUs as NVML tells of them, scripted and real."""
 
-from models_admin.gpus import Gpu, Nvml
+from models_admin.nodes.gpus import Gpu, Nvml
 from tests.fake_nvml import Library
 
 

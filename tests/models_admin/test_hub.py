@@ -4,8 +4,8 @@ import pytest
 
 from llamaproj import env
 from llamaproj.errors import InvalidInput
-from models_admin import hub
 from models_admin.errors import HubRefused, HubUnreachable, NotOnHub
+from models_admin.hub import hub
 from tests.hub_server import HubServer
 
 BIG = bytes(range(256)) * 8

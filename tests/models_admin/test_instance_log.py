@@ -1,6 +1,6 @@
 import pytest
 
-from models_admin import instance_log
+from models_admin.engine import instance_log
 
 ID = "00000000-0000-0000-0000-0000000000aa"
 

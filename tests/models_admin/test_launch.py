@@ -8,11 +8,11 @@ import pytest
 
 from llamaproj import env
 from llamaproj.errors import InvalidInput
-from models_admin import embedded_engine, engine, launch, launch_config, process
-from models_admin.engine import Engine
+from models_admin.engine import embedded_engine, engine, launch, launch_config, process
+from models_admin.engine.engine import Engine
+from models_admin.engine.launch import LaunchSpec
+from models_admin.engine.launch_config import LaunchConfig
 from models_admin.errors import EngineMissing
-from models_admin.launch import LaunchSpec
-from models_admin.launch_config import LaunchConfig
 from tests.fake_engine import as_binary
 
 NEW = Engine(

@@ -1,8 +1,10 @@
 import pytest
 
 from llamaproj.errors import InvalidInput
-from models_admin import footprint, launch_config, launch_rules, replacement
-from models_admin.memory_estimate import MemoryEstimate
+from models_admin import replacement
+from models_admin.engine import launch_config, launch_rules
+from models_admin.memory import footprint
+from models_admin.memory.memory_estimate import MemoryEstimate
 from models_admin.models import Instance, Node, PortalConfig, ServedModel
 from models_admin.states import InstanceState as S
 

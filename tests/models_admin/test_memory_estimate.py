@@ -7,10 +7,10 @@ from pathlib import Path
 import psutil
 import pytest
 
-from models_admin import memory_estimate, memory_layers
-from models_admin.gguf_header import read
-from models_admin.gguf_info import GGUFInfo
-from models_admin.memory_estimate import MemoryEstimate, estimate
+from models_admin.files.gguf_header import read
+from models_admin.files.gguf_info import GGUFInfo
+from models_admin.memory import memory_estimate, memory_layers
+from models_admin.memory.memory_estimate import MemoryEstimate, estimate
 from tests.conftest import Engine
 
 MIB = 2**20

@@ -12,10 +12,11 @@ from django.db.models.functions import Now
 from django.utils import timezone
 
 from llamaproj import env
-from models_admin import lifecycle, node_facts, tasks
+from models_admin import lifecycle, tasks
 from models_admin.errors import NameTaken
-from models_admin.gpus import Nvml
 from models_admin.models import SILENT_AFTER, Node
+from models_admin.nodes import facts as node_facts
+from models_admin.nodes.gpus import Nvml
 from tests.fake_nvml import Library
 
 pytestmark = pytest.mark.django_db

@@ -16,10 +16,13 @@ from django.test import Client
 
 from accounts.models import AuditEntry, User
 from llamaproj.errors import Conflict
-from models_admin import events, memory_map, node_actions, node_overview, tasks
-from models_admin.memory_map import Kind
+from models_admin import events, tasks
 from models_admin.models import Instance, ModelFile, Node, PortalConfig, ServedModel
-from models_admin.node_consumer import NodesConsumer
+from models_admin.nodes import actions as node_actions
+from models_admin.nodes import memory_map
+from models_admin.nodes import overview as node_overview
+from models_admin.nodes.consumer import NodesConsumer
+from models_admin.nodes.memory_map import Kind
 from models_admin.states import InstanceState as S
 
 pytestmark = pytest.mark.django_db
@@ -335,7 +338,7 @@ async def opened(user: User) -> WebsocketCommunicator:
 async def test_the_page_follows_what_happens_and_what_does_not(
     admin: User, machine: Node, served: ServedModel, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("models_admin.node_consumer._EVERY_S", 0.5)
+    monkeypatch.setattr("models_admin.nodes.consumer._EVERY_S", 0.5)
     socket = await opened(admin)
     first = json.loads(await socket.receive_from(timeout=5))
     assert (first["target"], first["swap"]) == ("#nodes", "outerMorph")

@@ -10,8 +10,9 @@ from django.test import Client
 from django.utils import timezone
 
 from accounts.models import AuditEntry, Team, User
-from models_admin import events, launch_config, notes, tasks
+from models_admin import events, notes, tasks
 from models_admin.consumers import ModelsConsumer
+from models_admin.engine import launch_config
 from models_admin.models import Instance, ModelFile, Node, PortalConfig, ServedModel
 from models_admin.states import InstanceState as S
 

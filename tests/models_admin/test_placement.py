@@ -4,7 +4,7 @@ from itertools import combinations
 from hypothesis import given
 from hypothesis import strategies as st
 
-from models_admin.placement import Decision, Need, Room, Tenant, choose
+from models_admin.memory.placement import Decision, Need, Room, Tenant, choose
 
 GIB = 2**30
 

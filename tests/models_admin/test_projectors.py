@@ -1,4 +1,4 @@
-from models_admin.projectors import Candidate, paired
+from models_admin.files.projectors import Candidate, paired
 
 
 def model(path: str, width: int | None = None, name: str = "") -> Candidate[str]:

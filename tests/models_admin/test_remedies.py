@@ -5,7 +5,7 @@ import pytest
 from accounts.models import AuditEntry, User
 from llamaproj.errors import Conflict
 from models_admin import notes, remedies, tasks
-from models_admin.diagnosis import Cause
+from models_admin.engine.diagnosis import Cause
 from models_admin.models import Instance, ModelFile, Node, PortalConfig, ServedModel
 from models_admin.remedies import Remedy
 from models_admin.states import InstanceState as S

@@ -11,10 +11,11 @@ from django.test import Client
 from django.utils import timezone
 
 from accounts.models import AuditEntry, User
-from models_admin import events, instance_log, notes, tasks
-from models_admin.diagnosis import Cause
+from models_admin import events, notes, tasks
+from models_admin.engine import instance_log
+from models_admin.engine.diagnosis import Cause
+from models_admin.engine.slots import of as listed
 from models_admin.models import Instance, Node, ServedModel
-from models_admin.slots import of as listed
 from models_admin.states import InstanceState as S
 from tests.models_admin.test_pages import Page
 

@@ -7,7 +7,8 @@ import pytest
 from django.core.cache import cache
 from django.utils import timezone
 
-from models_admin import demand, launch_config, scheduler
+from models_admin import demand, scheduler
+from models_admin.engine import launch_config
 from models_admin.models import Instance, ModelFile, Node, PortalConfig, ServedModel
 from models_admin.states import InstanceState as S
 from models_admin.states import Shortage

@@ -2,7 +2,8 @@ import pytest
 from django.core.management import CommandError, call_command
 
 from accounts.models import AuditEntry, Team
-from models_admin import launch_config, tasks
+from models_admin import tasks
+from models_admin.engine import launch_config
 from models_admin.models import Instance, Node, PortalConfig, ServedModel
 from models_admin.states import InstanceState as S
 

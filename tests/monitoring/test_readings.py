@@ -9,7 +9,7 @@ from types import SimpleNamespace
 import psutil
 import pytest
 
-from models_admin.gpus import Nvml
+from models_admin.nodes.gpus import Nvml
 from monitoring.readings import ProcessId, Sampler
 from tests.fake_nvml import Library
 

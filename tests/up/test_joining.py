@@ -9,8 +9,9 @@ from django.test import override_settings
 from llamaproj import env
 from llamaproj.up import node, node_address, portal
 from llamaproj.up.errors import StartError
-from models_admin import node_facts, secret_box
+from models_admin import secret_box
 from models_admin.models import Node, PortalConfig
+from models_admin.nodes import facts as node_facts
 
 
 @pytest.fixture

@@ -8,9 +8,11 @@ from django.utils import timezone
 
 from llamaproj import env
 from llamaproj.errors import LlamaProjError
-from models_admin import actions, catalog, lifecycle, node_facts
+from models_admin import actions, lifecycle
+from models_admin.files import catalog
 from models_admin.management import downloads, external, settings
 from models_admin.models import ModelFile, Node, ServedModel
+from models_admin.nodes import facts as node_facts
 from models_admin.states import InstanceState as S
 
 

@@ -6,9 +6,10 @@ from typing import Any
 from django.core.management.base import BaseCommand, CommandError
 
 from llamaproj.errors import LlamaProjError
-from models_admin import node_actions, node_overview
 from models_admin.models import Node
-from models_admin.node_forms import NodeForm
+from models_admin.nodes import actions as node_actions
+from models_admin.nodes import overview as node_overview
+from models_admin.nodes.forms import NodeForm
 from models_admin.templatetags.amounts import as_bytes
 
 

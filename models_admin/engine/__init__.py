@@ -1,0 +1,1 @@
+"""llama-server itself: found, launched, watched, understood when it crashes."""

@@ -1,0 +1,1 @@
+"""Servers that run elsewhere: asked and routed to, never spawned."""

@@ -1,0 +1,1 @@
+"""Model files: found in folders, read, known by their content."""

@@ -1,0 +1,1 @@
+"""What a replica takes, and where there is room for it."""

@@ -1,0 +1,1 @@
+"""Machines: what they have, what sits where, who may join."""
