@@ -18,7 +18,7 @@ from uuid import UUID
 import orjson
 import structlog
 from channels.db import database_sync_to_async
-from django.db import DatabaseError
+from django.db import DatabaseError, InterfaceError
 
 from accounts.models import ApiKey, User
 from gateway import dialect, routing
@@ -187,7 +187,7 @@ async def _record_safely(call: Call, meter: Meter, instance: Instance | None) ->
     """A record that can't be written must not cost an answer that was."""
     try:
         await _record(call, meter, instance)
-    except DatabaseError as error:
+    except (DatabaseError, InterfaceError) as error:
         log.error("usage record lost", model=call.served.slug, error=str(error))
 
 

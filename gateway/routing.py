@@ -21,6 +21,8 @@ from models_admin.states import InstanceState, Shortage
 _LOOK_EVERY_S = 0.2
 # A replica that went away meanwhile is found out by asking it.
 _LOOK_HOLDS_S = 0.1
+# How long one looks for another replica than those that have just failed.
+_AVOIDED_S = 1.0
 # A large file on a slow disk; the reconciler gives up on a load that takes too long before we do.
 _LOADING_PATIENCE_S = 600.0
 
@@ -46,11 +48,12 @@ async def pick(
     told = ""
     while True:
         look = await _look(served_pk)
-        if look.ready:
+        waited = time.monotonic() - began
+        # One that has just failed may still count as ready; its successor may be a moment away.
+        if look.ready and (waited > _AVOIDED_S or any(one.pk not in avoid for one in look.ready)):
             return min(look.ready, key=lambda one: (one.pk in avoid, _open_requests[one.pk]))
         if refusal := look.refusal():
             raise refusal
-        waited = time.monotonic() - began
         if waited >= (_LOADING_PATIENCE_S if look.is_loading else patience_s):
             raise look.impatience()
         if (word := look.word()) != told:

@@ -210,7 +210,8 @@ CACHES = {
         "BACKEND": "django_redis.cache.RedisCache",
         "LOCATION": REDIS_URL,
         "KEY_PREFIX": "llamaproj",
-        "OPTIONS": {"CONNECTION_POOL_KWARGS": _probed_redis(REDIS_URL)},
+        # A server that hangs must not hang whoever asks it.
+        "OPTIONS": {"CONNECTION_POOL_KWARGS": _probed_redis(REDIS_URL) | {"socket_timeout": _GIVE_UP_S}},
     }
 }
 SESSION_ENGINE = "django.contrib.sessions.backends.cached_db"

@@ -13,6 +13,7 @@ from signal import SIGKILL, SIGTERM
 
 import psutil
 import structlog
+from django.db import DatabaseError, InterfaceError
 from django.utils import timezone
 
 from llamaproj.errors import LlamaProjError
@@ -22,7 +23,7 @@ from models_admin.engine.launch_config import LaunchConfig
 from models_admin.engine.probe import Health, Probe
 from models_admin.locks import alone
 from models_admin.memory import footprint
-from models_admin.models import Instance, ModelFile, Node, PortalConfig, ServedModel
+from models_admin.models import Instance, InstanceChange, ModelFile, Node, PortalConfig, ServedModel
 from models_admin.states import InstanceState as S
 
 log = structlog.get_logger(__name__)
@@ -32,6 +33,8 @@ _REASON_LOG_LINES = 12
 _WAIT_MS = 1500
 # How often one looks while somebody waits for memory.
 _CROWDED_S = 0.5
+_STOPPED_DRAIN_S = 30.0
+_TIMELINE_KEPT = timedelta(days=30)
 
 
 @dataclass(frozen=True)
@@ -102,12 +105,16 @@ def stop_all(node_name: str, *, wait_s: float = 2.0) -> int:
 
 
 def tidy() -> None:
-    """Away with what belongs to instances without a row: processes, and logs of models that were removed."""
+    """Away with what belongs to instances without a row (processes, and logs of models that were removed), and with the
+    oldest part of long timelines."""
+    # Looked at before the rows are: what is begun meanwhile has a row.
+    marked = [(found, process.mark_in(found)) for found in process.with_mark(process.mark_of_all())]
+    logs = instance_log.known()
     states = {str(pk): state for pk, state in Instance.objects.values_list("pk", "state")}
-    for instance_id in instance_log.known() - states.keys():
+    InstanceChange.objects.filter(at__lt=timezone.now() - _TIMELINE_KEPT).delete()
+    for instance_id in logs - states.keys():
         instance_log.remove(instance_id)
-    for found in process.with_mark(process.mark_of_all()):
-        instance_id = found.environ().get("LLAMAPROJ_INSTANCE", "")
+    for found, instance_id in marked:
         if instance_id and states.get(instance_id, S.STOPPED) == S.STOPPED:
             log.warning("ending a llama-server that nobody knows", pid=found.pid, instance=instance_id)
             process.send(found, SIGKILL)
@@ -131,6 +138,9 @@ def _stopped(instance: Instance, reason: str) -> None:
     # Another process couldn't use what this one has kept of its conversations.
     shutil.rmtree(launch.slots_of(str(instance.pk)), ignore_errors=True)
     found = _process_of(instance)
+    if found is None:
+        # What is known of how it ended isn't needed.
+        process.ending_of(instance.pid)
     kept = {} if found else {"pid": None, "pid_created": None}
     instance.move_to(
         S.STOPPED,
@@ -171,9 +181,12 @@ class _Pass:
             while instance.state in steps and instance.state not in seen:
                 seen.add(instance.state)
                 steps[S(instance.state)](instance)
-        except (LlamaProjError, OSError, psutil.Error) as error:
+        except (DatabaseError, InterfaceError):
+            raise
+        except Exception as error:  # whatever it is, the other instances of this machine must go on
             log.exception("a step failed", instance=str(instance), state=instance.state)
-            self._explain(instance, f"The last step failed: {error}")
+            reason = error.message if isinstance(error, LlamaProjError) else type(error).__name__
+            self._explain(instance, f"The last step failed: {reason}")
         if instance.pid:
             instance_log.trim(str(instance.pk))
         if notes.tell_log(instance.pk, instance_log.tail(str(instance.pk))):
@@ -186,9 +199,15 @@ class _Pass:
     # States -------------------------------------------------------------------------------------------------------
 
     def _launch(self, instance: Instance) -> None:
+        if instance.node is None:
+            # Its place is the scheduler's to find.
+            return
         file = instance.file or instance.served.file
         if file is None or not Path(file.path).is_file():
             self._explain(instance, f"The file {file.path if file else ''} isn't there.")
+            if instance.file and instance.file != instance.served.file:
+                # Another machine may still have it.
+                self._set(instance, node=None, file=None)
             return
         if self._is_short(instance):
             # Another machine may have room by now, or this one again in a moment.
@@ -202,8 +221,11 @@ class _Pass:
             spec.argv(found_engine)
         except LlamaProjError as error:
             # What it would have been launched with: other settings are another try.
-            instance.move_to(S.FAILED, error.message, launched=config.snapshot())
+            instance.move_to(
+                S.FAILED, error.message, launched=config.snapshot() | {"content": file.content_id}
+            )
             return
+        launched = config.snapshot() | {"content": file.content_id}
         api_key = launch.new_api_key()
         # Said before it is done: a worker that dies in between leaves a row that tells its successor to look.
         moved = instance.move_to(
@@ -211,7 +233,7 @@ class _Pass:
             "Loading the model.",
             port=spec.port,
             api_key_encrypted=secret_box.seal(api_key),
-            launched=config.snapshot(),
+            launched=launched,
             pid=None,
             pid_created=None,
             started_at=self.now,
@@ -298,6 +320,8 @@ class _Pass:
 
     def _come_back(self, instance: Instance) -> None:
         """This machine was out of reach for the others; what went on here meanwhile counts again."""
+        if instance.pid is None:
+            self._adopt(instance)
         found = _process_of(instance)
         if found is None:
             self._crashed(instance, "It ended while its machine was out of reach.")
@@ -306,7 +330,7 @@ class _Pass:
             process.send(found, SIGKILL)
             self._crashed(instance, "It wasn't ready when its machine came back.")
         else:
-            instance.move_to(S.READY, "Ready for requests again.", unhealthy_since=None)
+            instance.move_to(S.READY, "Ready for requests again.", unhealthy_since=None, term_at=None)
 
     def _silent(self, instance: Instance, found: psutil.Process) -> None:
         config = self.config(instance)
@@ -319,6 +343,8 @@ class _Pass:
             self._crashed(instance, f"It didn't answer for {allowed:.0f} seconds.")
 
     def _drain(self, instance: Instance) -> None:
+        if instance.pid is None:
+            self._adopt(instance)
         found = _process_of(instance)
         if found is None:
             _stopped(instance, "Stopped.")
@@ -329,15 +355,19 @@ class _Pass:
             age = self._age(instance.state_since)
             # A request that was routed just before the state changed has a second to arrive.
             idle = instance.ready_at is None or (age > 1.0 and Probe.of(instance).is_idle())
-            patience = (
-                self.config(instance).drain_timeout_s if self.patience.drain is None else self.patience.drain
-            )
-            if idle or age > patience:
+            if idle or age > self._drain_s(instance):
                 process.send(found, SIGTERM)
                 self._set(instance, term_at=self.now)
         elif self._age(instance.term_at) > self.patience.term:
             process.send(found, SIGKILL)
         self.look_again_in(0.3)
+
+    def _drain_s(self, instance: Instance) -> float:
+        """How long its last answers may take: not long where a person has stopped the model."""
+        if self.patience.drain is not None:
+            return self.patience.drain
+        allowed = self.config(instance).drain_timeout_s
+        return allowed if instance.served.enabled else min(allowed, _STOPPED_DRAIN_S)
 
     def _judge(self, instance: Instance) -> None:
         """After a crash: try again later, or give up."""
@@ -362,7 +392,9 @@ class _Pass:
         left = -self._age(instance.retry_at)
         # A clock that was set back must not make it wait for hours.
         if left <= 0 or left > self.patience.backoff_most * 1.25:
-            instance.move_to(S.PENDING, "Starting again.", retry_at=None)
+            # By now another machine may be the better place.
+            instance.move_to(S.PENDING, "Starting again.", retry_at=None, node=None, file=None)
+            self.look_again_in(0.05)
         elif left < 5:
             self.look_again_in(left)
 

@@ -181,8 +181,7 @@ class _Case:
             others = self.node.instances.current().aggregate(held=Sum("memory_bytes"))
             free += others["held"] or 0
         reserve = self.portal.memory_reserve_mib * 2**20
-        limit = self.node.memory_limit_bytes or self.node.memory_bytes - reserve
-        return max(0, min(limit, free - reserve))
+        return max(0, min(self.node.room_bytes(reserve), free - reserve))
 
 
 def without(flags: list[str], unwanted: str) -> list[str]:

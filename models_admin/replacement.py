@@ -20,16 +20,16 @@ class Replacement:
 
 def count(served: ServedModel, portal: PortalConfig | None = None) -> int:
     """How many replicas of the model, as it is in memory, run with other settings."""
-    snapshot = launch_config.of(served, portal).snapshot()
+    config = launch_config.of(served, portal)
     return sum(
-        one.state in {S.STARTING, S.READY} and bool(one.launched) and one.launched != snapshot
+        one.state in {S.STARTING, S.READY} and launch_config.is_outdated(one, config)
         for one in served.instances.all()
     )
 
 
 def by_portal(portal: PortalConfig) -> list[Replacement]:
     """What the portal's configuration, as it is in memory, replaces."""
-    rows = ServedModel.objects.exclude(file=None).prefetch_related("instances")
+    rows = ServedModel.objects.exclude(file=None).select_related("file").prefetch_related("instances__file")
     found = (Replacement(served, count(served, portal)) for served in rows)
     return [one for one in found if one.replicas]
 

@@ -36,8 +36,11 @@ class Load:
 
 def is_calm(load: Load, policy: Policy) -> bool:
     """True where one replica less would do."""
-    if load.ready < 2 or load.queued:
+    if not load.ready or load.queued:
         return False
+    if load.ready == 1:
+        # The other is still on its way, perhaps for ever.
+        return load.busy <= load.slots * policy.calm
     left = load.slots * (load.ready - 1) / load.ready
     return load.busy <= left * policy.calm
 
@@ -57,8 +60,8 @@ def target(desired: int, load: Load, policy: Policy, *, asked: bool) -> int:
     if load.queued and load.queued_for_s >= policy.up_after_s and all_ready and desired < policy.most:
         return desired + 1
     kept = max(least, 1 if policy.pinned else 0)
-    if desired > max(kept, 1) and all_ready and load.calm_for_s >= policy.down_after_s:
+    if desired > max(kept, 1) and load.calm_for_s >= policy.down_after_s:
         return desired - 1
-    if desired > kept and all_ready and load.idle_s >= policy.idle_timeout_s:
+    if desired > kept and load.ready and load.idle_s >= policy.idle_timeout_s:
         return desired - 1
     return desired

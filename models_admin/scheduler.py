@@ -11,6 +11,7 @@ from datetime import datetime
 
 import psutil
 import structlog
+from django.db import DatabaseError, InterfaceError
 from django.utils import timezone
 
 from models_admin import demand, events, scaling
@@ -47,8 +48,13 @@ def schedule(here: str) -> bool:
         world = _World(here)
         world.lose_silent_nodes()
         for served in world.served:
-            world.follow_demand(served)
-            world.adjust(served)
+            try:
+                world.follow_demand(served)
+                world.adjust(served)
+            except (DatabaseError, InterfaceError):
+                raise
+            except Exception:  # one model's trouble is its own
+                log.exception("a model could not be scheduled", model=served.slug)
         world.place_all()
         return world.somebody_waits()
 
@@ -89,8 +95,8 @@ class _Replica:
         """Seconds without use; None while it works."""
         if self.report and (self.report.busy or self.report.queued):
             return None
-        since = self.instance.last_used_at or self.instance.ready_at
-        return (now - since).total_seconds() if since else 0.0
+        known = [at for at in (self.instance.last_used_at, self.instance.ready_at) if at]
+        return max(0.0, (now - max(known)).total_seconds()) if known else 0.0
 
 
 class _World:
@@ -107,6 +113,7 @@ class _World:
             ServedModel.objects.filter(external=None).select_related("file__node", "file__projector")
         )
         self.configs = {served.pk: launch_config.of(served, self.portal) for served in self.served}
+        self.is_asked = {served.pk: demand.is_asked(served.pk) for served in self.served}
         self.by_pk = {served.pk: served for served in self.served}
         self.replicas: dict[int, list[_Replica]] = defaultdict(list)
         for instance in (
@@ -142,7 +149,7 @@ class _World:
         """Let the number of replicas wanted follow those who wait and those who don't come any more."""
         if not served.enabled:
             return
-        asked = demand.is_asked(served.pk)
+        asked = self.is_asked[served.pk]
         policy = scaling.Policy(
             least=served.min_replicas,
             most=max(served.max_replicas, served.min_replicas, 1),
@@ -189,7 +196,8 @@ class _World:
         )
 
     def _serves(self, served: ServedModel) -> bool:
-        return any(one.state in {S.READY, S.STARTING} for one in self.replicas[served.pk])
+        """True unless its replicas, if there are any, have only been waited for."""
+        return any(one.state != S.PENDING for one in self.replicas[served.pk])
 
     # Replicas ---------------------------------------------------------------------------------------------------------
 
@@ -212,17 +220,37 @@ class _World:
 
     def _replace(self, served: ServedModel, counted: list[_Replica], outdated: list[_Replica]) -> None:
         """One step of a rolling replacement: a new one first where there is room, otherwise after the old one."""
-        fresh = [one for one in counted if not one.outdated]
-        if any(one.on_its_way or one.state == S.FAILED for one in fresh):
-            # With settings that don't work the old ones go on.
-            return
+        surplus = len(counted) > served.desired_replicas
         oldest = min(outdated, key=self._usefulness)
-        if len(counted) > served.desired_replicas:
+        unready = [one for one in counted if not one.outdated and (one.on_its_way or one.state == S.FAILED)]
+        if unready:
+            # With settings that don't work the old ones go on. But a successor may need the place of an old one.
+            homeless = all(
+                one.state == S.PENDING and one.instance.node is None and one.instance.cause for one in unready
+            )
+            if surplus and homeless and self._fits_without(served, oldest):
+                self._let_go(oldest, "Making room for its successor.")
+            for extra in unready[: max(0, len(counted) - served.desired_replicas - 1)]:
+                self._let_go(extra, "Not wanted any more.")
+        elif surplus:
             self._let_go(oldest, "Replaced by a new one.")
         elif any(self._decide(served, room_only=True)):
             self._make(served, "Replaces one with old settings.")
-        else:
+        elif self._fits_without(served, oldest):
             self._let_go(oldest, "Making room for its successor.")
+        else:
+            # Nowhere is there room for the new settings; the old ones go on, and the page says why.
+            self._make(served, "Replaces one with old settings.")
+
+    def _fits_without(self, served: ServedModel, old: _Replica) -> bool:
+        """True where a replica with the present settings would find room once the old one has left."""
+        held = self._held(old)
+        for _, rooms, need in self._decide(served):
+            for room in rooms:
+                gain = held if old.instance.node and old.instance.node.name == room.node else Need(0)
+                if need.fits(room.free + gain):
+                    return True
+        return False
 
     def _make(self, served: ServedModel, reason: str = "Waiting to be started.") -> None:
         _forget_old(served)
@@ -244,12 +272,10 @@ class _World:
 
     def _looked_at(self, instance: Instance) -> _Replica:
         ready = instance.state == S.READY
-        snapshot = self.configs[instance.served_id].snapshot()
         return _Replica(
             instance,
             report=demand.report_of(instance.pk) if ready else None,
-            outdated=bool(instance.launched)
-            and (instance.launched != snapshot or _has_other_content(instance)),
+            outdated=launch_config.is_outdated(instance, self.configs[instance.served_id]),
         )
 
     # Places -----------------------------------------------------------------------------------------------------------
@@ -258,23 +284,29 @@ class _World:
         """Find a place for whoever waits for one, the longest waiting first."""
         waiting = [one for one in self._all() if one.state == S.PENDING and one.instance.node is None]
         for replica in sorted(waiting, key=lambda one: one.instance.created_at):
-            self._place(replica)
+            try:
+                self._place(replica)
+            except (DatabaseError, InterfaceError):
+                raise
+            except Exception:  # one model's trouble is its own
+                log.exception("a replica could not be placed", instance=str(replica.instance))
 
     def somebody_waits(self) -> bool:
         """True where a request waits for a model that has found no room."""
         return any(
-            one.state == S.PENDING and one.instance.cause == Shortage.NO_ROOM and demand.is_asked(served_pk)
+            one.state == S.PENDING and one.instance.cause == Shortage.NO_ROOM and self.is_asked[served_pk]
             for served_pk, replicas in self.replicas.items()
             for one in replicas
         )
 
     def _place(self, replica: _Replica) -> None:
         instance, served = replica.instance, replica.instance.served
-        reason, too_large = "", False
+        reason, rooms_seen, large_enough = "", False, False
         for decision, rooms, need in self._decide(served):
+            rooms_seen |= bool(rooms)
+            large_enough |= any(need.fits(room.total) for room in rooms)
             if decision.node is None:
                 reason = reason or decision.reason
-                too_large = all(not need.fits(room.total) for room in rooms)
                 continue
             if decision.evict:
                 # Where enough is being freed already, nobody else has to leave.
@@ -297,6 +329,7 @@ class _World:
                 instance.node, instance.expected_bytes = node, need.ram_bytes + need.vram_bytes
                 events.instance_changed(served.pk, instance.pk)
             return
+        too_large = rooms_seen and not large_enough
         _explain(instance, reason, Shortage.TOO_LARGE if too_large else Shortage.NO_ROOM)
 
     def _decide(
@@ -330,12 +363,15 @@ class _World:
 
     def _room(self, node: Node, served: ServedModel, *, gpus: bool) -> Room:
         """What the node has left after its reserve, its limit, and what was promised to those still loading."""
-        here = [one for one in self._all() if one.instance.node_id == node.pk and one.state != S.STOPPED]
+        here = [
+            one
+            for one in self._all()
+            if one.instance.node_id == node.pk and one.state not in {S.STOPPED, S.FAILED}
+        ]
         held = [self._held(one) for one in here]
         reserve = self.portal.memory_reserve_mib * 2**20
-        total = node.memory_limit_bytes or (
-            node.memory_bytes - reserve if node.memory_bytes else _UNKNOWN_BYTES
-        )
+        is_known = node.memory_bytes or node.memory_limit_bytes is not None
+        total = node.room_bytes(reserve) if is_known else _UNKNOWN_BYTES
         free = total - sum(need.ram_bytes for need in held)
         available = psutil.virtual_memory().available if node.name == self.here else node.memory_free_bytes
         if available is not None:
@@ -348,6 +384,7 @@ class _World:
         vram_total = sum(int(gpu["memory_bytes"]) for gpu in node.gpus) if gpus else 0
         vram_free = sum(int(gpu["free_bytes"]) for gpu in node.gpus) if gpus else 0
         vram_free -= sum(need.vram_bytes for one, need in zip(here, held, strict=True) if one.on_its_way)
+        vram_free = min(vram_free, vram_total - sum(need.vram_bytes for need in held))
         leaving = [need for one, need in zip(here, held, strict=True) if one.state == S.DRAINING]
         # What is being freed belongs to those it is freed for.
         after = sum(leaving, Need(free, vram_free)) - self._claims.get(node.name, Need(0))
@@ -368,7 +405,10 @@ class _World:
             used or (self.now - instance.ready_at).total_seconds() > _SETTLED_S
         )
         idle = replica.idle_s(self.now)
-        counted = sum(one.state in {S.STARTING, S.READY} for one in self.replicas[served.pk])
+        running = [one for one in self.replicas[served.pk] if one.state in {S.STARTING, S.READY}]
+        # Of several only as many may go as leave those that are always kept; the longest idle ones.
+        spare = sorted(running, key=lambda one: -(one.idle_s(self.now) or 0.0))
+        spare = spare[: max(0, len(running) - served.min_replicas)]
         return Tenant(
             id=instance.pk,
             name=served.slug,
@@ -378,8 +418,8 @@ class _World:
                 replica.state == S.READY
                 and settled
                 and not served.pinned
-                and not demand.is_asked(served.pk)
-                and counted > served.min_replicas
+                and not self.is_asked[served.pk]
+                and any(one is replica for one in spare)
             ),
         )
 
@@ -433,12 +473,6 @@ def _forget_old(served: ServedModel) -> None:
     for old in stopped[_KEPT_STOPPED:]:
         instance_log.remove(str(old.pk))
         old.delete()
-
-
-def _has_other_content(instance: Instance) -> bool:
-    """True where its file was replaced by another under the same name since it was loaded."""
-    file = instance.file or instance.served.file
-    return bool(file and file.changed_at and instance.started_at and file.changed_at > instance.started_at)
 
 
 def _explain(instance: Instance, reason: str, cause: Shortage) -> None:

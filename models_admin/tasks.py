@@ -1,6 +1,7 @@
 """Work on nodes: each has a Celery queue of its own, `node.<name>`. Every task may run twice, late, or never."""
 
 import threading
+from collections.abc import Callable
 from typing import Any
 
 import structlog
@@ -22,6 +23,8 @@ log = structlog.get_logger(__name__)
 
 _EXPIRES_S = 5.0
 _HEARTBEAT_S = 5.0
+# Once a minute.
+_TIDY_EVERY = 12
 _stopping = threading.Event()
 
 
@@ -83,7 +86,8 @@ def ask_scan(node_name: str) -> None:
 def _on_ready(sender: Any, **_: object) -> None:
     """A node's worker announces itself, looks around once and goes on announcing."""
     if sender.hostname == f"node@{env.NODE_NAME}":
-        threading.Thread(target=_announce, name="heartbeat", daemon=True).start()
+        for name, work in (("heartbeat", _announce), ("housekeeping", _keep_house)):
+            threading.Thread(target=work, name=name, daemon=True).start()
 
 
 @worker_shutting_down.connect
@@ -92,29 +96,60 @@ def _on_shutting_down(**_: object) -> None:
 
 
 def _announce() -> None:
-    """Register every few seconds until the worker stops, whatever happens to the database meanwhile."""
-    first, cut_off = True, False
-    while True:
+    """Register every few seconds until the worker stops, whatever happens to the database meanwhile.
+
+    Nothing else happens here that could take long: a node that is late counts as silent.
+    """
+    cut_off = False
+
+    def turn() -> None:
+        nonlocal cut_off
         try:
             node = node_facts.register()
-            if cut_off and not first:
-                # The broker is looked for ever more rarely, so the tick comes late.
-                reconcile_node(node.name)
-            cut_off = False
-            # Reading many files for the first time takes longer than a node may be silent.
-            if first or catalog.changed_since_last_scan(node):
-                ask_scan(node.name)
-            if first:
-                lifecycle.tidy()
-                scheduler.preload()
-                wake(node.name)
-                first = False
-            download_tasks.resume(node)
         except (DatabaseError, InterfaceError) as error:
             cut_off = True
             log.warning("the node could not announce itself", error=str(error).partition("\n")[0])
-        except Exception:  # the thread's outermost loop: a node that falls silent would be given up
-            log.exception("the node could not announce itself")
+            return
+        # By this machine's own clock: messages from one whose clock differs may count as expired here.
+        wake(node.name)
+        if cut_off:
+            # The broker is looked for ever more rarely, so the message comes late.
+            reconcile_node(node.name)
+        cut_off = False
+
+    _again_and_again(turn)
+
+
+def _keep_house() -> None:
+    """Look after files, downloads and what was left behind, as long as the worker runs."""
+    turns = 0
+
+    def turn() -> None:
+        nonlocal turns
+        node = Node.objects.filter(name=env.NODE_NAME).first()
+        if node is None:
+            return
+        if turns == 0 or catalog.changed_since_last_scan(node):
+            ask_scan(node.name)
+        if turns == 0:
+            scheduler.preload()
+        if turns % _TIDY_EVERY == 0:
+            lifecycle.tidy()
+        download_tasks.resume(node)
+        turns += 1
+
+    _again_and_again(turn)
+
+
+def _again_and_again(turn: Callable[[], None]) -> None:
+    """A thread's outermost loop: whatever goes wrong in a turn, the next one comes."""
+    while True:
+        try:
+            turn()
+        except Exception:
+            log.exception(
+                "the node's worker could not look after something", thread=threading.current_thread().name
+            )
         finally:
             close_old_connections()
         if _stopping.wait(_HEARTBEAT_S):

@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
 from typing import Any
 
-from models_admin.models import LaunchParameters, PortalConfig, ServedModel
+from models_admin.models import Instance, LaunchParameters, PortalConfig, ServedModel
 
 # Who waits how long concerns the reconciler, not the process: a change restarts nothing.
 _NOT_LAUNCHED = frozenset(
@@ -60,7 +60,8 @@ class LaunchConfig:
     extra_flags: tuple[str, ...] = ()
     start_timeout_s: int = 120
     health_timeout_s: int = 30
-    drain_timeout_s: int = 30
+    # A long answer on a slow machine takes minutes; whoever replaces or unloads a replica can wait.
+    drain_timeout_s: int = 600
 
     def snapshot(self) -> dict[str, Any]:
         """What a process is launched with, as JSON has it."""
@@ -85,6 +86,21 @@ def of(served: ServedModel, portal: PortalConfig | None = None) -> LaunchConfig:
 def of_portal(portal: PortalConfig) -> LaunchConfig:
     """What holds for a model that says nothing itself."""
     return _merged(portal)
+
+
+def is_outdated(instance: Instance, config: LaunchConfig) -> bool:
+    """True where the replica was launched otherwise than `config`, from other content, or was asked to start anew.
+
+    What its snapshot doesn't name, because the portal was older then, was what is written here.
+    """
+    launched = instance.launched
+    if not launched:
+        return False
+    file = instance.file or instance.served.file
+    content = launched.get("content")
+    if file is not None and content and file.content_id and content != file.content_id:
+        return True
+    return "asked_again" in launched or of_snapshot(launched).snapshot() != config.snapshot()
 
 
 def of_snapshot(launched: Mapping[str, Any]) -> LaunchConfig:

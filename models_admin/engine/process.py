@@ -106,6 +106,14 @@ def mark(instance_id: str) -> dict[str, str]:
     return {"LLAMAPROJ_INSTANCE": instance_id} | mark_of_all()
 
 
+def mark_in(process: psutil.Process) -> str:
+    """The id of the instance that the process was spawned for; empty where it has none or is gone."""
+    try:
+        return process.environ().get("LLAMAPROJ_INSTANCE", "")
+    except (psutil.Error, OSError):
+        return ""
+
+
 def mark_of_all() -> dict[str, str]:
     """What all llama-servers of this portal on this machine have in common."""
     return {"LLAMAPROJ_SPAWNED_FOR": str(env.DATA_DIR)}

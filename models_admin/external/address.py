@@ -1,6 +1,8 @@
 """Addresses of external servers: what people type, and where OpenAI's paths begin. Knows no Django."""
 
+import contextlib
 import re
+import socket
 from ipaddress import ip_address
 from urllib.parse import SplitResult, urlsplit
 
@@ -15,8 +17,9 @@ _KEY = re.compile(r"[\x21-\x7e]{1,500}")
 def cleaned(typed: str) -> str:
     """The address without what doesn't belong to it. Raises `InvalidInput`.
 
-    Names aren't resolved here: only administrators add servers, and what a server says is never shown but for the names
-    of its models. Link-local addresses are refused all the same: clouds keep their machines' secrets there.
+    Names aren't resolved here: only administrators add servers, and what a server says is shown only as names of models
+    and as the first words of its errors. Link-local addresses are refused all the same: clouds keep their machines'
+    secrets there.
     """
     typed = typed.strip()
     if len(typed) > MAX_LENGTH:
@@ -70,6 +73,9 @@ def _split(text: str) -> SplitResult:
 
 
 def _is_nobodys(host: str) -> bool:
+    with contextlib.suppress(OSError):
+        # Resolvers take 2852039166 and 0xa9fea9fe for addresses, too.
+        host = socket.inet_ntoa(socket.inet_aton(host))
     try:
         address = ip_address(host.split("%")[0])
     except ValueError:

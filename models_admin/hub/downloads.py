@@ -17,7 +17,7 @@ from uuid import UUID
 
 import httpx
 import structlog
-from django.db import DatabaseError, close_old_connections
+from django.db import DatabaseError, InterfaceError, close_old_connections
 from django.db.models import F, Sum
 
 from llamaproj import env
@@ -236,7 +236,7 @@ def _watch(download: Download, control: Control, over: threading.Event) -> None:
         while not over.wait(_WATCH_S):
             try:
                 _look(download, control, seen)
-            except DatabaseError as error:
+            except (DatabaseError, InterfaceError) as error:
                 # The bytes go on; whoever cancels meanwhile is heard when it is back.
                 log.warning(
                     "a download's progress could not be noted", download=str(download.pk), error=str(error)

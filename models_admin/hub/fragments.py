@@ -139,8 +139,7 @@ def _repository_context(repository: Repository) -> dict[str, object]:
 def room_of(node: Node, portal: PortalConfig) -> int:
     """What models may take on the node when nothing else is loaded."""
     gpus = sum(int(gpu.get("memory_bytes", 0)) for gpu in node.gpus)
-    own = node.memory_limit_bytes or node.memory_bytes - portal.memory_reserve_mib * 2**20
-    return max(0, own) + gpus
+    return node.room_bytes(portal.memory_reserve_mib * 2**20) + gpus
 
 
 def _headers(repository: Repository) -> dict[str, GGUFInfo | None]:

@@ -80,3 +80,9 @@ class Node(models.Model):
     def is_alive(self) -> bool:
         """True while its worker announces itself. Asks the database, whose clock decides."""
         return Node.objects.alive().filter(pk=self.pk).exists()
+
+    def room_bytes(self, reserve_bytes: int) -> int:
+        """What all replicas here may take together: the limit somebody has set, else the memory less the reserve."""
+        if self.memory_limit_bytes is not None:
+            return self.memory_limit_bytes
+        return max(0, self.memory_bytes - reserve_bytes)

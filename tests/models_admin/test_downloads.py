@@ -207,7 +207,7 @@ def test_a_killed_worker_is_succeeded_and_nothing_is_fetched_twice(download, ser
     url = f"postgresql://{database['USER']}@/{database['NAME']}?host={database['HOST']}"
     program = (
         "import django; django.setup()\n"
-        "from uuid import UUID; from models_admin import downloads\n"
+        "from uuid import UUID; from models_admin.hub import downloads\n"
         f"downloads.run(UUID('{download.pk}'))"
     )
     variables = {

@@ -21,7 +21,8 @@ PATIENCE_S = 120
 
 # What a page would do, for ten models at once: different contexts and slots over the demo file, loaded on demand.
 SERVE = """
-from models_admin import actions, footprint
+from models_admin import actions
+from models_admin.memory import footprint
 from models_admin.models import ModelFile, Node, PortalConfig
 PortalConfig(memory_reserve_mib=0, prompt_cache_mib=0).save()
 file = ModelFile.objects.get(error="", kind="model")

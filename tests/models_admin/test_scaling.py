@@ -51,7 +51,13 @@ def test_calm_means_that_one_less_would_be_half_idle() -> None:
     assert is_calm(load(ready=2, slots=8, busy=2), ONE_TO_THREE)
     assert not is_calm(load(ready=2, slots=8, busy=3), ONE_TO_THREE)
     assert not is_calm(load(ready=2, slots=8, queued=1), ONE_TO_THREE)
-    assert not is_calm(load(ready=1), ONE_TO_THREE)
+    assert not is_calm(load(ready=0), ONE_TO_THREE)
+
+
+def test_a_second_one_that_never_comes_is_given_up() -> None:
+    alone = load(ready=1, busy=1, calm_for_s=61)
+    assert is_calm(alone, ONE_TO_THREE)
+    assert target(2, alone, ONE_TO_THREE, asked=False) == 1
 
 
 def test_adding_and_taking_away_never_alternate() -> None:

@@ -257,6 +257,42 @@ def test_the_reserve_and_what_others_use_count() -> None:
     assert only(wanted).node == node
 
 
+def test_what_has_failed_holds_no_memory() -> None:
+    node = machine("one", memory_limit_bytes=1500 * MIB)
+    running(made(node, "broken"), node, state=S.FAILED, memory_bytes=None)
+    wanted = made(node, "wanted")
+    demand.ask(wanted.pk)
+    scheduler.schedule("one")
+    assert only(wanted).node == node
+
+
+def test_a_large_machine_that_is_busy_is_waited_for_and_no_machine_is_not_called_too_small() -> None:
+    large = machine("large", mib=3000, memory_limit_bytes=1500 * MIB)
+    running(made(large, "busy", min_replicas=1), large)
+    wanted = made(large, "wanted", desired_replicas=1, min_replicas=1)
+    scheduler.schedule("large")
+    assert only(wanted).cause == Shortage.NO_ROOM
+    Node.objects.update(accepts_replicas=False)
+    scheduler.schedule("large")
+    assert only(wanted).cause == Shortage.NO_ROOM
+    assert "no node" in only(wanted).reason
+
+
+def test_making_room_never_takes_a_replica_that_is_always_kept() -> None:
+    node = machine("one", memory_limit_bytes=3300 * MIB)
+    several = made(node, "several", min_replicas=1, max_replicas=3)
+    for _ in range(3):
+        running(several, node, idle_s=100)
+    huge = made(node, "huge", mib=3000)
+    demand.ask(huge.pk)
+    scheduler.schedule("one")
+    assert several.instances.serving().count() >= 1
+    small = made(node, "small", mib=900)
+    demand.ask(small.pk)
+    scheduler.schedule("one")
+    assert several.instances.filter(state=S.DRAINING).count() == 1
+
+
 # Nodes ----------------------------------------------------------------------------------------------------------------
 
 
@@ -357,6 +393,48 @@ def test_a_change_that_does_not_work_leaves_the_old_ones_running(
     assert set(served.instances.serving().values_list("pk", flat=True)) == old
 
 
+def test_settings_for_which_no_machine_has_room_leave_the_old_ones_running() -> None:
+    node = machine("one", memory_limit_bytes=1500 * MIB)
+    served = made(node, "grown", min_replicas=1)
+    old = running(served, node)
+    served.file.metadata["tensor_bytes"] = 5000 * MIB
+    served.file.save()
+    ServedModel.objects.update(threads=3)
+    for _ in range(3):
+        scheduler.schedule("one")
+    assert fresh(old).state == S.READY
+    waiting = served.instances.current().exclude(pk=old.pk).get()
+    assert (waiting.state, waiting.cause) == (S.PENDING, Shortage.TOO_LARGE)
+
+
+def test_a_successor_whose_place_was_taken_gets_that_of_the_old_one() -> None:
+    node = machine("one", memory_limit_bytes=2200 * MIB)
+    served = made(node, "changed", min_replicas=1)
+    old = running(served, node)
+    ServedModel.objects.update(threads=3)
+    scheduler.schedule("one")
+    successor = served.instances.current().exclude(pk=old.pk).get()
+    assert successor.node == node
+    # As if others had taken the memory before it was launched.
+    Instance.objects.filter(pk=successor.pk).update(node=None, expected_bytes=None)
+    running(made(node, "other", min_replicas=1), node)
+    scheduler.schedule("one")
+    scheduler.schedule("one")
+    assert fresh(old).state == S.DRAINING
+
+
+def test_an_older_portals_snapshot_is_not_outdated_by_a_parameter_it_did_not_know() -> None:
+    node = machine("one")
+    served = made(node, "older", min_replicas=1)
+    old = running(served, node)
+    launched = dict(old.launched)
+    del launched["isolation"]
+    Instance.objects.update(launched=launched)
+    scheduler.schedule("one")
+    assert fresh(old).state == S.READY
+    assert served.instances.current().count() == 1
+
+
 def test_without_room_for_two_the_old_one_goes_first(
     served: ServedModel, fake: Callable[..., None], passes: Passes, node: Node
 ) -> None:
@@ -381,10 +459,11 @@ def test_without_room_for_two_the_old_one_goes_first(
 def test_a_file_with_other_content_under_its_name_is_loaded_anew(
     served: ServedModel, fake: Callable[..., None], passes: Passes
 ) -> None:
+    ModelFile.objects.update(content_id="one")
     want(served, 1)
     passes.until(lambda: state_of(served) == S.READY)
     old = only(served).pk
-    ModelFile.objects.update(changed_at=timezone.now())
+    ModelFile.objects.update(content_id="another")
     passes.until(lambda: served.instances.serving().exclude(pk=old).exists())
     passes.until(lambda: served.instances.current().count() == 1)
 
