@@ -22,7 +22,7 @@ _LOOK_EVERY_S = 0.2
 # A replica that went away meanwhile is found out by asking it.
 _LOOK_HOLDS_S = 0.1
 # How long one looks for another replica than those that have just failed.
-_AVOIDED_S = 1.0
+_AVOIDED_S = 0.4
 # A large file on a slow disk; the reconciler gives up on a load that takes too long before we do.
 _LOADING_PATIENCE_S = 600.0
 
