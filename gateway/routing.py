@@ -49,8 +49,9 @@ async def pick(
     while True:
         look = await _look(served_pk)
         waited = time.monotonic() - began
-        # One that has just failed may still count as ready; its successor may be a moment away.
-        if look.ready and (waited > _AVOIDED_S or any(one.pk not in avoid for one in look.ready)):
+        # One of ours that has just failed may still count as ready; its successor may be a moment away.
+        promising = any(one.pk not in avoid or one.served.external_id for one in look.ready)
+        if look.ready and (promising or waited > _AVOIDED_S):
             return min(look.ready, key=lambda one: (one.pk in avoid, _open_requests[one.pk]))
         if refusal := look.refusal():
             raise refusal
