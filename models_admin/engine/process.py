@@ -13,6 +13,7 @@ import psutil
 
 from llamaproj import env
 
+_ENDING_S = 1.0
 # Processes this worker spawned itself: their ends must be collected. Adopted ones are init's children.
 _children: dict[int, subprocess.Popen[bytes]] = {}
 # How often the kernel had ended a process for want of memory when each of them was spawned.
@@ -80,10 +81,15 @@ def age_s(process: psutil.Process) -> float:
 
 def ending_of(pid: int | None) -> Ending:
     """How a process ended; asked once, as it is forgotten then."""
-    child = _children.pop(pid, None) if pid is not None else None
-    status = child.poll() if child else None
-    if child is None or status is None:
+    child = _children.get(pid) if pid is not None else None
+    if child is None:
         return Ending()
+    try:
+        # One that is just ending has lost its memory, and so its mark, a moment before its status can be had.
+        status = child.wait(_ENDING_S)
+    except subprocess.TimeoutExpired:
+        return Ending()
+    del _children[child.pid]
     before, now = _kills_before.pop(child.pid, None), _memory_kills()
     return Ending(status, None if before is None or now is None else now - before)
 

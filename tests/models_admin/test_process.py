@@ -1,0 +1,20 @@
+import subprocess
+
+from models_admin.engine import process
+
+
+def test_the_status_of_one_that_is_just_ending_is_waited_for() -> None:
+    child = subprocess.Popen(["sh", "-c", "sleep 0.2; exit 3"])
+    process.keep(child)
+    assert process.find(child.pid, process.mark("another")) is None
+    assert process.ending_of(child.pid).words == "The process ended with status 3."
+    assert child.pid not in process._children
+
+
+def test_one_that_does_not_end_is_not_forgotten() -> None:
+    child = subprocess.Popen(["sleep", "60"])
+    process.keep(child)
+    assert process.ending_of(child.pid).status is None
+    assert process._children[child.pid] is child
+    child.kill()
+    assert process.ending_of(child.pid).words == "The process was ended by SIGKILL."
