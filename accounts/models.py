@@ -5,6 +5,8 @@ import uuid
 from typing import TYPE_CHECKING, ClassVar
 
 from django.contrib.auth.models import AbstractUser
+from django.contrib.postgres.fields import ArrayField
+from django.core.validators import MaxValueValidator, MinValueValidator
 from django.db import models
 from django.db.models import Q
 from django.utils import timezone
@@ -22,11 +24,33 @@ class User(AbstractUser):
         return self.get_full_name() or self.username
 
 
+class TeamQuerySet(models.QuerySet["Team"]):
+    """Teams, by what a person may do with them."""
+
+    def visible_to(self, user: User) -> "TeamQuerySet":
+        """One's own; staff see all."""
+        return self if user.is_staff else self.filter(memberships__user=user).distinct()
+
+    def manageable_by(self, user: User) -> "TeamQuerySet":
+        """Those whose members, invitations and keys the person may change: owners and admins of it, and staff."""
+        if user.is_staff:
+            return self
+        return self.filter(memberships__user=user, memberships__role__in=Membership.MANAGING).distinct()
+
+
 class Team(models.Model):
-    """People who share access to models."""
+    """People who share access to models, limits, prompts and conversations."""
 
     name = models.CharField(max_length=80, unique=True)
     members = models.ManyToManyField(User, through="Membership", related_name="teams")
+    weight = models.PositiveSmallIntegerField(
+        default=1,
+        validators=[MinValueValidator(1), MaxValueValidator(100)],
+        help_text="Its members' share of a busy model, against 1 for others.",
+    )
+    created_at = models.DateTimeField(default=timezone.now, editable=False)
+
+    objects = TeamQuerySet.as_manager()
 
     class Meta:
         ordering = ["name"]
@@ -43,6 +67,9 @@ class Membership(models.Model):
         ADMIN = "admin"
         MEMBER = "member"
 
+    # Who may invite, remove and make keys.
+    MANAGING = (Role.OWNER, Role.ADMIN)
+
     team = models.ForeignKey(Team, on_delete=models.CASCADE, related_name="memberships")
     user = models.ForeignKey(User, on_delete=models.CASCADE, related_name="memberships")
     role = models.CharField(max_length=10, choices=Role, default=Role.MEMBER)
@@ -56,6 +83,45 @@ class Membership(models.Model):
         return f"{self.user} in {self.team}"
 
 
+class InvitationQuerySet(models.QuerySet["Invitation"]):
+    """Invitations, by what they are good for."""
+
+    def open(self, now: "datetime | None" = None) -> "InvitationQuerySet":
+        """Neither used up, revoked nor expired."""
+        now = now or timezone.now()
+        return self.filter(revoked_at__isnull=True, expires_at__gt=now, uses__lt=models.F("most_uses"))
+
+    def visible_to(self, user: User) -> "InvitationQuerySet":
+        """Those of teams the person manages; staff see all."""
+        return self if user.is_staff else self.filter(team__in=Team.objects.manageable_by(user))
+
+
+class Invitation(models.Model):
+    """A link by which somebody joins the portal, and a team. The token is shown once and stored as SHA-256."""
+
+    id = models.UUIDField(primary_key=True, default=uuid.uuid4, editable=False)
+    team = models.ForeignKey(
+        Team, null=True, blank=True, on_delete=models.CASCADE, related_name="invitations"
+    )
+    role = models.CharField(max_length=10, choices=Membership.Role, default=Membership.Role.MEMBER)
+    email = models.EmailField(blank=True, help_text="Whom it is for; empty: whoever has the link.")
+    digest = models.CharField(max_length=64, unique=True, editable=False)
+    by = models.ForeignKey(User, null=True, on_delete=models.SET_NULL, related_name="+", editable=False)
+    created_at = models.DateTimeField(default=timezone.now, editable=False)
+    expires_at = models.DateTimeField()
+    most_uses = models.PositiveSmallIntegerField(default=1, validators=[MinValueValidator(1)])
+    uses = models.PositiveSmallIntegerField(default=0, editable=False)
+    revoked_at = models.DateTimeField(null=True, blank=True, editable=False)
+
+    objects = InvitationQuerySet.as_manager()
+
+    class Meta:
+        ordering = ["-created_at"]
+
+    def __str__(self) -> str:
+        return f"to {self.team or 'the portal'}, until {self.expires_at:%Y-%m-%d}"
+
+
 class ApiKeyQuerySet(models.QuerySet["ApiKey"]):
     """Keys, by what they are good for."""
 
@@ -67,16 +133,49 @@ class ApiKeyQuerySet(models.QuerySet["ApiKey"]):
         )
 
     def visible_to(self, user: User) -> "ApiKeyQuerySet":
-        """One's own; staff see everybody's."""
-        return self if user.is_staff else self.filter(user=user)
+        """One's own and those of teams one manages; staff see everybody's."""
+        if user.is_staff:
+            return self
+        return self.filter(Q(user=user) | Q(team__in=Team.objects.manageable_by(user)))
+
+
+def _inference() -> list[str]:
+    """What a key may do unless somebody says more: talk to models."""
+    return [ApiKey.Scope.INFERENCE]
 
 
 class ApiKey(models.Model):
-    """A program's way in. The key itself is shown once and stored as SHA-256: 256 random bits need no slow hash."""
+    """A program's way in. The key itself is shown once and stored as SHA-256: 256 random bits need no slow hash.
+
+    A key acts as its `user`, within `scopes` and `model_slugs`. One of a `team` may use what the team may use, counts
+    against the team's limits, and ends with its maker's membership.
+    """
+
+    class Scope(models.TextChoices):
+        """What a key opens."""
+
+        INFERENCE = "inference", "Use models: chat, completions, embeddings, rerank"
+        READ = "read", "Read through the REST API what its owner may see"
+        WRITE = "write", "Change through the REST API what its owner may change"
+
+    class Priority(models.TextChoices):
+        """Its class in the queue of a busy model."""
+
+        INTERACTIVE = "interactive", "A person waits for the answer"
+        BATCH = "batch", "Nobody waits: after chats and interactive keys"
 
     id = models.UUIDField(primary_key=True, default=uuid.uuid4, editable=False)
     user = models.ForeignKey(User, on_delete=models.CASCADE, related_name="api_keys")
+    team = models.ForeignKey(Team, null=True, blank=True, on_delete=models.CASCADE, related_name="api_keys")
     name = models.CharField(max_length=80)
+    scopes = ArrayField(models.CharField(max_length=12, choices=Scope), default=_inference)
+    model_slugs = ArrayField(
+        models.SlugField(max_length=100),
+        default=list,
+        blank=True,
+        help_text="Empty: every model of its owner.",
+    )
+    priority = models.CharField(max_length=12, choices=Priority, default=Priority.INTERACTIVE)
     prefix = models.CharField(max_length=16, editable=False)
     digest = models.CharField(max_length=64, unique=True, editable=False)
     created_at = models.DateTimeField(default=timezone.now, editable=False)

@@ -1,0 +1,168 @@
+"""What was used: one record a request, and its sums by hour."""
+
+import uuid
+from typing import ClassVar
+
+from django.db import models
+from django.utils import timezone
+
+from accounts.models import ApiKey, Membership, Team, User
+from models_admin.models import Instance, ServedModel
+
+
+def _visible_to(user: User) -> models.Q:
+    """One's own, and that of teams one manages."""
+    managed = Team.objects.filter(memberships__user=user, memberships__role__in=Membership.MANAGING)
+    return models.Q(user=user) | models.Q(team__in=managed)
+
+
+class UsageQuerySet(models.QuerySet["UsageRecord"]):
+    """Records, by who may see them."""
+
+    def visible_to(self, user: User) -> "UsageQuerySet":
+        """One's own and those of teams one manages; staff see everybody's."""
+        return self if user.is_staff else self.filter(_visible_to(user))
+
+
+class UsageRecord(models.Model):
+    """One request through the gateway, from admission to its end. Times are milliseconds from its arrival's parts."""
+
+    class Door(models.TextChoices):
+        CHAT = "chat"
+        API = "api"
+
+    class Finish(models.TextChoices):
+        STOP = "stop"
+        LENGTH = "length"
+        TOOL_CALLS = "tool_calls"
+        CANCELLED = "cancelled"
+        ERROR = "error"
+
+    id = models.UUIDField(primary_key=True, default=uuid.uuid4, editable=False)
+    at = models.DateTimeField(default=timezone.now, db_index=True)
+    user = models.ForeignKey(User, null=True, on_delete=models.SET_NULL, related_name="usage")
+    team = models.ForeignKey(
+        Team,
+        null=True,
+        blank=True,
+        on_delete=models.SET_NULL,
+        related_name="usage",
+        help_text="Of a team's key.",
+    )
+    api_key = models.ForeignKey(
+        ApiKey, null=True, blank=True, on_delete=models.SET_NULL, related_name="usage"
+    )
+    served = models.ForeignKey(ServedModel, null=True, on_delete=models.SET_NULL, related_name="usage")
+    instance = models.ForeignKey(Instance, null=True, on_delete=models.SET_NULL, related_name="usage")
+    model_slug = models.CharField(max_length=100)
+    endpoint = models.CharField(max_length=40, default="chat/completions")
+    request_id = models.CharField(max_length=64, blank=True)
+    door = models.CharField(max_length=4, choices=Door)
+    finish = models.CharField(max_length=10, choices=Finish)
+    error_code = models.CharField(max_length=40, blank=True)
+    status = models.PositiveSmallIntegerField(default=200)
+    prompt_tokens = models.PositiveIntegerField(default=0)
+    completion_tokens = models.PositiveIntegerField(default=0)
+    cached_tokens = models.PositiveIntegerField(default=0)
+    queue_ms = models.FloatField(default=0)
+    load_ms = models.FloatField(default=0)
+    prefill_ms = models.FloatField(default=0)
+    first_token_ms = models.FloatField(null=True)
+    decode_ms = models.FloatField(default=0)
+    total_ms = models.FloatField(default=0)
+
+    objects = UsageQuerySet.as_manager()
+
+    class Meta:
+        ordering = ["-at"]
+        indexes: ClassVar = [
+            models.Index(fields=["user", "-at"]),
+            models.Index(fields=["served", "-at"]),
+            models.Index(fields=["api_key", "-at"]),
+            models.Index(fields=["team", "-at"]),
+        ]
+
+    def __str__(self) -> str:
+        return f"{self.model_slug} {self.at:%Y-%m-%d %H:%M:%S}"
+
+
+class UsageHourQuerySet(models.QuerySet["UsageHour"]):
+    """Sums, by who may see them."""
+
+    def visible_to(self, user: User) -> "UsageHourQuerySet":
+        """One's own and those of teams one manages; staff see everybody's."""
+        return self if user.is_staff else self.filter(_visible_to(user))
+
+
+class UsageHour(models.Model):
+    """The sums of one hour's records of one person, key, model and door.
+
+    They outlive the records, and whom they name: no constraint ties them to a person or key that is deleted.
+    """
+
+    hour = models.DateTimeField(help_text="When it begins.")
+    user = models.ForeignKey(
+        User, null=True, on_delete=models.DO_NOTHING, db_constraint=False, related_name="usage_hours"
+    )
+    team = models.ForeignKey(
+        Team, null=True, on_delete=models.DO_NOTHING, db_constraint=False, related_name="usage_hours"
+    )
+    api_key = models.ForeignKey(
+        ApiKey, null=True, on_delete=models.DO_NOTHING, db_constraint=False, related_name="usage_hours"
+    )
+    model_slug = models.CharField(max_length=100)
+    door = models.CharField(max_length=4, choices=UsageRecord.Door)
+    requests = models.PositiveIntegerField(default=0)
+    errors = models.PositiveIntegerField(default=0)
+    prompt_tokens = models.PositiveBigIntegerField(default=0)
+    completion_tokens = models.PositiveBigIntegerField(default=0)
+    cached_tokens = models.PositiveBigIntegerField(default=0)
+    queue_ms = models.FloatField(default=0)
+    total_ms = models.FloatField(default=0)
+
+    objects = UsageHourQuerySet.as_manager()
+
+    class Meta:
+        ordering: ClassVar = ["-hour"]
+        constraints: ClassVar = [
+            models.UniqueConstraint(
+                fields=["hour", "user", "team", "api_key", "model_slug", "door"],
+                nulls_distinct=False,
+                name="one_sum_an_hour",
+            )
+        ]
+
+    def __str__(self) -> str:
+        return f"{self.model_slug} {self.hour:%Y-%m-%d %H}h"
+
+
+class Price(models.Model):
+    """What a model's tokens are said to cost, for show-back."""
+
+    served = models.OneToOneField(ServedModel, on_delete=models.CASCADE, related_name="price")
+    prompt_per_million = models.DecimalField(max_digits=12, decimal_places=4, default=0)
+    completion_per_million = models.DecimalField(max_digits=12, decimal_places=4, default=0)
+
+    def __str__(self) -> str:
+        return f"{self.served}: {self.prompt_per_million} / {self.completion_per_million} a million"
+
+
+class UsageConfig(models.Model):
+    """The portal's own settings of usage: one row."""
+
+    retention_days = models.PositiveIntegerField(
+        default=90, help_text="After so many days single records go; their sums stay."
+    )
+    currency = models.CharField(max_length=8, default="EUR")
+
+    class Meta:
+        verbose_name = verbose_name_plural = "usage settings"
+        constraints: ClassVar = [models.CheckConstraint(condition=models.Q(pk=1), name="one_usage_config")]
+
+    def __str__(self) -> str:
+        return "usage settings"
+
+    @classmethod
+    def current(cls) -> "UsageConfig":
+        """The row, or what holds before anybody has written one."""
+        return cls.objects.first() or cls(pk=1)
