@@ -163,7 +163,7 @@ class Portal:
     @property
     def database_url(self) -> str:
         sockets = env.socket_dir(self.data_dir)
-        return self.env["DATABASE_URL"] or f"postgresql://postgres@/llamaproj?host={sockets}"
+        return self.env.get("DATABASE_URL") or f"postgresql://postgres@/llamaproj?host={sockets}"
 
     def query(self, sql: str, *parameters: object) -> list[tuple[Any, ...]]:
         """Rows of the portal's database."""
