@@ -6,7 +6,7 @@ from datetime import datetime
 from django.db import transaction
 from django.utils import timezone
 
-from accounts import audit
+from accounts import audit, version
 from accounts.models import ApiKey, User
 
 _KEY_BYTES = 32
@@ -43,4 +43,5 @@ def create_api_key(
 def revoke_api_key(key: ApiKey, *, by: User | None) -> None:
     """Make the key worthless from now on. Revoking twice is revoking once."""
     if ApiKey.objects.filter(pk=key.pk, revoked_at__isnull=True).update(revoked_at=timezone.now()):
+        version.renew()
         audit.record(by, "apikey.revoke", key, user=key.user.username)

@@ -1,5 +1,7 @@
 """People, teams, keys and the audit trail in the admin site."""
 
+from typing import Any
+
 from django.contrib import admin
 from django.contrib.auth.admin import UserAdmin
 from django.contrib.auth.models import Group
@@ -8,7 +10,7 @@ from django.http import HttpRequest
 from unfold.admin import ModelAdmin, TabularInline
 from unfold.forms import AdminPasswordChangeForm, UserChangeForm, UserCreationForm
 
-from accounts import actions, audit
+from accounts import actions, audit, version
 from accounts.access import person
 from accounts.models import ApiKey, AuditEntry, Membership, Team, User
 
@@ -35,18 +37,21 @@ class PortalUserAdmin(UserAdmin, ModelAdmin):  # type: ignore[type-arg]  # Djang
     def save_model(self, request: HttpRequest, obj: User, form: object, change: bool) -> None:
         """Also an entry of the audit trail."""
         super().save_model(request, obj, form, change)
+        version.renew()
         audit.record(person(request), "user.change" if change else "user.create", obj)
 
     def delete_model(self, request: HttpRequest, obj: User) -> None:
         """Also an entry of the audit trail."""
         audit.record(person(request), "user.delete", obj)
         super().delete_model(request, obj)
+        version.renew()
 
     def delete_queryset(self, request: HttpRequest, queryset: QuerySet[User]) -> None:
         """Also entries of the audit trail."""
         for user in queryset:
             audit.record(person(request), "user.delete", user)
         super().delete_queryset(request, queryset)
+        version.renew()
 
 
 class MembershipInline(TabularInline):
@@ -64,6 +69,21 @@ class TeamAdmin(ModelAdmin):
     list_display = ("name",)
     search_fields = ("name",)
     inlines = (MembershipInline,)
+
+    def save_related(self, request: HttpRequest, form: Any, formsets: Any, change: bool) -> None:
+        """The team with its members: who may use what has changed."""
+        super().save_related(request, form, formsets, change)
+        version.renew()
+
+    def delete_model(self, request: HttpRequest, obj: Team) -> None:
+        """Who may use what has changed."""
+        super().delete_model(request, obj)
+        version.renew()
+
+    def delete_queryset(self, request: HttpRequest, queryset: QuerySet[Team]) -> None:
+        """Who may use what has changed."""
+        super().delete_queryset(request, queryset)
+        version.renew()
 
 
 @admin.register(ApiKey)

@@ -7,6 +7,8 @@ from asgiref.sync import async_to_sync
 from channels.layers import get_channel_layer
 from redis import RedisError
 
+from accounts import version
+
 GROUP = "models"
 
 log = structlog.get_logger(__name__)
@@ -14,11 +16,19 @@ log = structlog.get_logger(__name__)
 
 def instance_changed(served_pk: int, instance_pk: uuid.UUID) -> None:
     """An instance of the served model moved."""
+    version.renew(version.CATALOG)
+    _announce({"type": "models.changed", "served": served_pk, "instance": str(instance_pk)})
+
+
+def instance_worked(served_pk: int, instance_pk: uuid.UUID) -> None:
+    """An instance has written more than it is known for. What may be routed to it is as before."""
     _announce({"type": "models.changed", "served": served_pk, "instance": str(instance_pk)})
 
 
 def served_changed(served_pk: int) -> None:
-    """A served model was made, changed or removed."""
+    """A served model was made, changed or removed, or who may use it."""
+    version.renew(version.CATALOG)
+    version.renew()
     _announce({"type": "models.changed", "served": served_pk, "instance": None})
 
 

@@ -15,6 +15,6 @@ def observe(instance: Instance, now: datetime) -> bool:
     slots = int(instance.launched.get("slots", 1))
     demand.report(instance.pk, demand.Report(slots=slots, busy=seen.busy, queued=seen.queued))
     if notes.tell_written(instance.pk, seen.predicted_tokens, now.timestamp()):
-        events.instance_changed(instance.served_id, instance.pk)
+        events.instance_worked(instance.served_id, instance.pk)
     worked = demand.has_done_more(instance.pk, seen.prompt_tokens + seen.predicted_tokens)
     return worked or seen.busy > 0 or seen.queued > 0

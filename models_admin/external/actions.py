@@ -5,7 +5,7 @@ from functools import partial
 
 from django.db import IntegrityError, transaction
 
-from accounts import audit
+from accounts import audit, version
 from accounts.models import Team, User
 from llamaproj.errors import Conflict, InvalidInput
 from models_admin import events, secret_box
@@ -156,6 +156,7 @@ def _save(server: ExternalServer) -> None:
 
 
 def _ask(server: ExternalServer) -> None:
+    version.renew(version.CATALOG)
     transaction.on_commit(partial(external_tasks.check_soon, server.pk))
 
 
