@@ -28,7 +28,7 @@ from chat.live import hub
 from chat.models import Conversation, Message
 from chat.rendering import AnswerFeed, message_html, meta_html
 from chat.states import FINAL
-from llamaproj.errors import InvalidInput, LlamaProjError, NotAuthenticated, NotFound
+from llamaproj.errors import InvalidInput, LlamaProjError, NotAllowed, NotAuthenticated, NotFound
 from models_admin.models import ServedModel
 
 log = structlog.get_logger(__name__)
@@ -117,13 +117,13 @@ class ConversationConsumer(AsyncWebsocketConsumer):
         served = ServedModel.objects.visible_to(self.user).filter(slug=slug).first()
         if served is None:
             raise NotFound("This model isn't there any more. Choose another one.")
-        return actions.send(self._visible(), text=text, served=served)
+        return actions.send(self._own(), text=text, served=served)
 
     def _stop(self, message: UUID) -> None:
-        actions.stop(self._message(message))
+        actions.stop(self._own_message(message))
 
     def _retry(self, message: UUID) -> None:
-        actions.retry(self._message(message))
+        actions.retry(self._own_message(message))
 
     async def _resume(self, data: dict[str, Any]) -> None:
         """Bring a page that was (re)connected up to date: what is new, and what grew or ended meanwhile."""
@@ -238,6 +238,12 @@ class ConversationConsumer(AsyncWebsocketConsumer):
             raise NotFound("This conversation was deleted.")
         return conversation
 
+    def _own(self) -> Conversation:
+        conversation = self._visible()
+        if conversation.owner_id != self.user.pk:
+            raise NotAllowed("Only its owner writes in this conversation.")
+        return conversation
+
     def _messages(self, messages: Collection[UUID]) -> list[Message]:
         mine = Conversation.objects.visible_to(self.user).filter(pk=self.conversation_pk)
         found = Message.objects.filter(conversation__in=mine, pk__in=messages)
@@ -247,8 +253,8 @@ class ConversationConsumer(AsyncWebsocketConsumer):
         # Who is shown the message may see what stands under it.
         return "".join(meta_html(found) for found in Message.objects.filter(pk=message))
 
-    def _message(self, message: UUID) -> Message:
-        found = self._visible().messages.filter(pk=message).first()
+    def _own_message(self, message: UUID) -> Message:
+        found = self._own().messages.filter(pk=message).first()
         if found is None:
             raise NotFound("This message isn't there any more.")
         return found

@@ -18,6 +18,10 @@ class ConversationQuerySet(models.QuerySet["Conversation"]):
         """One's own. Administrators don't read other people's conversations."""
         return self.filter(owner=user)
 
+    def writable_by(self, user: User) -> "ConversationQuerySet":
+        """One's own: whoever else sees a conversation reads it."""
+        return self.filter(owner=user)
+
 
 class Conversation(models.Model):
     """A chat of one person with one or more models."""

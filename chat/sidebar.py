@@ -25,7 +25,7 @@ def context(request: HttpRequest) -> dict[str, object]:
 
 
 def _groups(request: HttpRequest) -> list[dict[str, Any]]:
-    rows = Conversation.objects.visible_to(person(request)).only("pk", "title", "updated_at")[:_SHOWN]
+    rows = Conversation.objects.writable_by(person(request)).only("pk", "title", "updated_at")[:_SHOWN]
     match = request.resolver_match
     current = match.kwargs.get("pk") if match else None
     groups: list[dict[str, Any]] = []

@@ -41,7 +41,7 @@ def conversation(request: HttpRequest, pk: UUID) -> HttpResponse:
 def conversations(request: HttpRequest) -> HttpResponse:
     """All conversations, the newest first; `?q=` looks in the titles."""
     wanted = request.GET.get("q", "").strip()
-    rows = Conversation.objects.visible_to(person(request))
+    rows = Conversation.objects.writable_by(person(request))
     if wanted:
         rows = rows.filter(title__icontains=wanted)
     page = Paginator(rows, _PAGE_CONVERSATIONS).get_page(request.GET.get("page"))
@@ -65,7 +65,7 @@ def new(request: HttpRequest) -> HttpResponse:
 @require_POST
 def send(request: HttpRequest, pk: UUID) -> HttpResponse:
     """Add a message."""
-    found = _visible(request, pk)
+    found = _own(request, pk)
     try:
         actions.send(found, text=request.POST.get("text", ""), served=_chosen_model(request))
     except LlamaProjError as error:
@@ -77,7 +77,7 @@ def send(request: HttpRequest, pk: UUID) -> HttpResponse:
 @require_POST
 def stop(request: HttpRequest, pk: UUID) -> HttpResponse:
     """Stop whatever is being written."""
-    for answer in _visible(request, pk).messages.filter(
+    for answer in _own(request, pk).messages.filter(
         generation__ended_at__isnull=True, generation__isnull=False
     ):
         actions.stop(answer)
@@ -88,7 +88,7 @@ def stop(request: HttpRequest, pk: UUID) -> HttpResponse:
 @require_POST
 def retry(request: HttpRequest, pk: UUID, message: UUID) -> HttpResponse:
     """Write the last answer anew."""
-    found = _visible(request, pk)
+    found = _own(request, pk)
     try:
         actions.retry(get_object_or_404(found.messages, pk=message))
     except LlamaProjError as error:
@@ -100,7 +100,7 @@ def retry(request: HttpRequest, pk: UUID, message: UUID) -> HttpResponse:
 @require_POST
 def rename(request: HttpRequest, pk: UUID) -> HttpResponse:
     """Give a conversation another title."""
-    found = _visible(request, pk)
+    found = _own(request, pk)
     try:
         actions.rename(found, title=request.POST.get("title", ""))
     except LlamaProjError as error:
@@ -112,12 +112,16 @@ def rename(request: HttpRequest, pk: UUID) -> HttpResponse:
 @require_POST
 def delete(request: HttpRequest, pk: UUID) -> HttpResponse:
     """Remove a conversation."""
-    actions.delete(_visible(request, pk))
+    actions.delete(_own(request, pk))
     return redirect("index")
 
 
 def _visible(request: HttpRequest, pk: UUID) -> Conversation:
     return get_object_or_404(Conversation.objects.visible_to(person(request)).select_related("served"), pk=pk)
+
+
+def _own(request: HttpRequest, pk: UUID) -> Conversation:
+    return get_object_or_404(Conversation.objects.writable_by(person(request)).select_related("served"), pk=pk)
 
 
 def _chosen_model(request: HttpRequest) -> ServedModel:
