@@ -1,4 +1,4 @@
-"""What every REST resource shares: errors as problem bodies (RFC 9457), pages of lists."""
+"""What every REST resource shares: errors as problem bodies (RFC 9457), and strict bodies of requests."""
 
 from http import HTTPStatus
 from typing import Any
@@ -8,8 +8,7 @@ import structlog
 from django.core.exceptions import PermissionDenied, ValidationError
 from django.db import IntegrityError
 from django.http import Http404
-from rest_framework import exceptions
-from rest_framework.pagination import PageNumberPagination
+from rest_framework import exceptions, serializers
 from rest_framework.parsers import JSONParser
 from rest_framework.response import Response
 
@@ -18,6 +17,13 @@ from llamaproj.errors import Conflict, InvalidInput, LlamaProjError, NotAllowed,
 log = structlog.get_logger(__name__)
 
 PROBLEM_TYPE = "application/problem+json"
+_TEXTS = (
+    serializers.CharField,
+    serializers.ChoiceField,
+    serializers.DateTimeField,
+    serializers.SlugRelatedField,
+    serializers.UUIDField,
+)
 # What Django REST framework raises, by its status.
 _CODES = {
     error.status: error.code for error in (InvalidInput, NotAuthenticated, NotAllowed, NotFound, Conflict)
@@ -35,12 +41,43 @@ class Body(JSONParser):
             raise exceptions.ParseError(f"The body isn't valid JSON: {error}.") from None
 
 
-class Pages(PageNumberPagination):
-    """Lists come in pages of 50, or of `page_size` up to 200."""
+class Strict(serializers.Serializer[Any]):
+    """Takes what the schema says and nothing else.
 
-    page_size = 50
-    page_size_query_param = "page_size"
-    max_page_size = 200
+    A misspelt parameter would otherwise be lost without a word, and a text in the place of a number be guessed at.
+    """
+
+    def to_internal_value(self, data: Any) -> Any:
+        """Raises `ValidationError` for unknown names and wrong types."""
+        if isinstance(data, dict):
+            unknown = [str(name)[:60] for name in data if name not in self.fields]
+            wrong = dict.fromkeys(unknown, ["There is no parameter of this name."])
+            for name, field in self.fields.items():
+                if not field.read_only and (sentence := _mistyped(field, data.get(name))):
+                    wrong[name] = [sentence]
+            if wrong:
+                raise serializers.ValidationError(wrong)
+        return super().to_internal_value(data)
+
+
+def _mistyped(field: serializers.Field[Any, Any, Any, Any], value: Any) -> str:
+    """What is wrong with the JSON type of a value; empty where nothing is, or the field itself will say so."""
+    if value is None:
+        return ""
+    if isinstance(field, serializers.ListField) and isinstance(value, list) and field.child is not None:
+        return next((sentence for one in value if (sentence := _mistyped(field.child, one))), "")
+    if isinstance(field, serializers.ManyRelatedField) and isinstance(value, list):
+        return next((sentence for one in value if (sentence := _mistyped(field.child_relation, one))), "")
+    if isinstance(field, serializers.BooleanField):
+        return "" if isinstance(value, bool) else "This is true or false."
+    if isinstance(field, serializers.IntegerField | serializers.PrimaryKeyRelatedField):
+        whole = isinstance(value, int) or (isinstance(value, float) and value.is_integer())
+        return "" if whole and not isinstance(value, bool) else "This is a whole number."
+    if isinstance(field, serializers.FloatField):
+        return "" if isinstance(value, int | float) and not isinstance(value, bool) else "This is a number."
+    if isinstance(field, _TEXTS):
+        return "" if isinstance(value, str) else "This is a text."
+    return ""
 
 
 def answer(error: Exception, context: dict[str, Any]) -> Response:

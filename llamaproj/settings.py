@@ -344,9 +344,9 @@ REST_FRAMEWORK = {
     "DEFAULT_FILTER_BACKENDS": [
         "django_filters.rest_framework.DjangoFilterBackend",
         "rest_framework.filters.SearchFilter",
-        "rest_framework.filters.OrderingFilter",
+        "llamaproj.rest_lists.Ordering",
     ],
-    "DEFAULT_PAGINATION_CLASS": "llamaproj.rest.Pages",
+    "DEFAULT_PAGINATION_CLASS": "llamaproj.rest_lists.Pages",
     "DEFAULT_SCHEMA_CLASS": "llamaproj.rest_schema.Schema",
     "EXCEPTION_HANDLER": "llamaproj.rest.answer",
 }

@@ -5,6 +5,7 @@ from typing import Any
 from django.db.models import QuerySet
 from django_filters import rest_framework as filters
 
+from llamaproj.rest_lists import Flag
 from models_admin.models import Download, Instance, ModelFile, ServedModel
 from models_admin.states import DownloadState, InstanceState
 
@@ -12,8 +13,8 @@ from models_admin.states import DownloadState, InstanceState
 class ServedModelFilter(filters.FilterSet):
     """Served models."""
 
-    enabled = filters.BooleanFilter()
-    on_demand = filters.BooleanFilter(method="by_demand", label="Loaded when somebody asks for it.")
+    enabled = Flag()
+    on_demand = Flag(method="by_demand", label="Loaded when somebody asks for it.")
     state = filters.ChoiceFilter(
         field_name="instances__state", choices=InstanceState.choices, distinct=True, label="Of any replica."
     )
@@ -34,9 +35,9 @@ class ModelFileFilter(filters.FilterSet):
     node = filters.CharFilter(field_name="node__name")
     kind = filters.ChoiceFilter(choices=ModelFile.Kind.choices)
     architecture = filters.CharFilter()
-    missing = filters.BooleanFilter()
-    broken = filters.BooleanFilter(method="by_error", label="It can't be served.")
-    served = filters.BooleanFilter(field_name="served", lookup_expr="isnull", exclude=True, distinct=True)
+    missing = Flag()
+    broken = Flag(method="by_error", label="It can't be served.")
+    served = Flag(field_name="served", lookup_expr="isnull", exclude=True, distinct=True)
 
     class Meta:
         model = ModelFile

@@ -10,6 +10,7 @@ from rest_framework import serializers
 
 from accounts.models import Team
 from llamaproj.errors import Conflict
+from llamaproj.rest import Strict
 from models_admin import overview, replacement
 from models_admin.engine import launch_config, launch_rules
 from models_admin.models import Instance, InstanceChange, ModelFile, Node, PortalConfig, ServedModel
@@ -25,19 +26,11 @@ class Texts(serializers.ListField):
     child = serializers.CharField(max_length=1024)
 
 
-class Strict(serializers.Serializer[Any]):
-    """Refuses names it doesn't know: a misspelt parameter would otherwise be lost without a word."""
-
-    def to_internal_value(self, data: Any) -> Any:
-        """Raises `ValidationError` for the unknown ones."""
-        if isinstance(data, dict) and (unknown := [name for name in data if name not in self.fields]):
-            raise serializers.ValidationError(
-                {str(name)[:60]: ["There is no parameter of this name."] for name in unknown}
-            )
-        return super().to_internal_value(data)
+class Replaceable(Strict):
+    """What PUT sets as a whole."""
 
     def replacing(self) -> dict[str, Any]:
-        """What PUT sets: parameters that aren't given go back to saying nothing."""
+        """Parameters that aren't given go back to saying nothing."""
         model = self.Meta.model  # type: ignore[attr-defined]  # a ModelSerializer's
         unsaid: dict[str, Any] = {
             name: model._meta.get_field(name).get_default()
@@ -118,7 +111,7 @@ class PublicModelSerializer(serializers.ModelSerializer[ServedModel]):
         return self.seen(served).tokens_per_second
 
 
-class ServedModelSerializer(Strict, PublicModelSerializer):
+class ServedModelSerializer(Replaceable, PublicModelSerializer):
     """A model for those who manage it. A launch parameter that is null or empty leaves it to the portal's."""
 
     teams = serializers.SlugRelatedField(
@@ -325,7 +318,7 @@ class ReplacementSerializer(serializers.Serializer[Any]):
     replicas = serializers.IntegerField()
 
 
-class ConfigSerializer(Strict, serializers.ModelSerializer[PortalConfig]):
+class ConfigSerializer(Replaceable, serializers.ModelSerializer[PortalConfig]):
     """The portal's configuration. A launch parameter that is null or empty leaves it to what is in the program."""
 
     lora = Texts(required=False, help_text="Paths of LoRA adapters.")

@@ -5,9 +5,9 @@ from typing import ClassVar
 from rest_framework import serializers
 
 from accounts.models import Team
+from llamaproj.rest import Strict
 from models_admin import notes
 from models_admin.models import Download, ExternalServer, Node
-from models_admin.serializers import Strict
 
 
 class DownloadSerializer(serializers.ModelSerializer[Download]):

@@ -1,0 +1,90 @@
+"""What REST's lists share: pages, order and filters. What can't be understood is refused, never passed over."""
+
+from typing import Any
+
+from django import forms
+from django.core.exceptions import ValidationError
+from django_filters import rest_framework as filters
+from rest_framework.filters import OrderingFilter
+from rest_framework.pagination import PageNumberPagination
+from rest_framework.request import Request
+from rest_framework.views import APIView
+
+from llamaproj.errors import InvalidInput
+
+
+class Pages(PageNumberPagination):
+    """Lists come in pages of 50, or of `page_size` up to 200."""
+
+    page_size = 50
+    page_size_query_param = "page_size"
+    max_page_size = 200
+
+    def get_page_size(self, request: Request) -> int:
+        """Raises `InvalidInput` for what can't be one."""
+        said = request.query_params.get("page_size")
+        if said is None:
+            return self.page_size
+        if not (said.isascii() and said.isdecimal() and 1 <= int(said[:9]) <= self.max_page_size):
+            raise InvalidInput(f"A page has 1 to {self.max_page_size} entries.", param="page_size")
+        return int(said)
+
+    def get_schema_operation_parameters(self, view: APIView) -> list[dict[str, Any]]:
+        """With their bounds."""
+        parameters: list[dict[str, Any]] = super().get_schema_operation_parameters(view)
+        for parameter in parameters:
+            most = {"maximum": self.max_page_size} if parameter["name"] == "page_size" else {}
+            parameter["schema"] |= {"minimum": 1, **most}
+        return parameters
+
+
+class Ordering(OrderingFilter):
+    """`?ordering=name,-created_at`: by the fields that the list names."""
+
+    def remove_invalid_fields(self, queryset: Any, fields: Any, view: APIView, request: Request) -> Any:
+        """Raises `InvalidInput` for a field it doesn't know."""
+        known = [name for name, _ in self.get_valid_fields(queryset, view, {"request": request})]
+        if any(field.removeprefix("-") not in known for field in fields):
+            raise InvalidInput(f"This list can be ordered by {', '.join(known)}.", param="ordering")
+        return fields
+
+    def get_schema_operation_parameters(self, view: APIView) -> list[dict[str, Any]]:
+        """Each field and its reverse."""
+        fields = getattr(view, "ordering_fields", None) or ()
+        if not fields:
+            return []
+        names = [choice for name in fields for choice in (name, f"-{name}")]
+        return [
+            {
+                "name": "ordering",
+                "required": False,
+                "in": "query",
+                "description": "By which fields, the first one first; `-` turns a field round.",
+                "explode": False,
+                "style": "form",
+                "schema": {"type": "array", "minItems": 1, "items": {"type": "string", "enum": names}},
+            }
+        ]
+
+
+class _FlagField(forms.NullBooleanField):
+    """Django's takes whatever it doesn't know for nothing said."""
+
+    widget = forms.TextInput
+
+    def to_python(self, value: Any) -> bool | None:  # type: ignore[override]  # as NullBooleanField has it
+        """Raises `ValidationError`."""
+        if value in {None, ""}:
+            return None
+        if value not in {"true", "false"}:
+            raise ValidationError("This is true or false.")
+        return bool(value == "true")
+
+
+class Flag(filters.BooleanFilter):
+    """`true` or `false`."""
+
+    field_class = _FlagField
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **{"widget": forms.TextInput} | kwargs)
