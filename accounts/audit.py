@@ -2,13 +2,15 @@
 
 from django.db.models import Model
 
-from accounts.models import AuditEntry, User
+from accounts.models import AuditEntry, Team, User
 
 
-def record(by: User | None, verb: str, target: Model | str, **detail: object) -> None:
+def record(
+    by: User | None, verb: str, target: Model | str, *, team: Team | None = None, **detail: object
+) -> None:
     """Write that `by` (None: the portal itself) did `verb`, say `model.start`, to `target`.
 
-    Call it in the deed's transaction.
+    Managers of `team` may read it. Call it in the deed's transaction.
     """
     AuditEntry.objects.create(
         by=by,
@@ -16,4 +18,5 @@ def record(by: User | None, verb: str, target: Model | str, **detail: object) ->
         verb=verb,
         target=str(target)[:200],
         detail=detail,
+        team=team,
     )

@@ -121,15 +121,24 @@ class Invitation(models.Model):
     def __str__(self) -> str:
         return f"to {self.team or 'the portal'}, until {self.expires_at:%Y-%m-%d}"
 
+    @staticmethod
+    def digest_of(token: str) -> str:
+        """The stored form of a token."""
+        return hashlib.sha256(token.encode()).hexdigest()
+
 
 class ApiKeyQuerySet(models.QuerySet["ApiKey"]):
     """Keys, by what they are good for."""
 
     def usable(self, now: "datetime | None" = None) -> "ApiKeyQuerySet":
-        """Neither revoked nor expired, of a person who may still sign in."""
+        """Neither revoked nor expired, of a person who may still sign in; one of a team while the person is in it."""
         now = now or timezone.now()
+        maker = Membership.objects.filter(team=models.OuterRef("team"), user=models.OuterRef("user"))
         return self.filter(
-            Q(expires_at__isnull=True) | Q(expires_at__gt=now), revoked_at__isnull=True, user__is_active=True
+            Q(expires_at__isnull=True) | Q(expires_at__gt=now),
+            Q(team__isnull=True) | models.Exists(maker),
+            revoked_at__isnull=True,
+            user__is_active=True,
         )
 
     def visible_to(self, user: User) -> "ApiKeyQuerySet":
@@ -198,6 +207,14 @@ class ApiKey(models.Model):
         return hashlib.sha256(key.encode()).hexdigest()
 
 
+class AuditEntryQuerySet(models.QuerySet["AuditEntry"]):
+    """Entries, by who may read them."""
+
+    def visible_to(self, user: User) -> "AuditEntryQuerySet":
+        """Those of teams one manages; staff read all."""
+        return self if user.is_staff else self.filter(team__in=Team.objects.manageable_by(user))
+
+
 class AuditEntry(models.Model):
     """Who did what to which thing, when. Never changed, outlives the person and the thing."""
 
@@ -207,10 +224,27 @@ class AuditEntry(models.Model):
     verb = models.CharField(max_length=60, db_index=True, editable=False)
     target = models.CharField(max_length=200, editable=False)
     detail = models.JSONField(default=dict, editable=False)
+    team = models.ForeignKey(
+        Team,
+        null=True,
+        on_delete=models.SET_NULL,
+        related_name="audit_entries",
+        db_index=False,
+        editable=False,
+        help_text="Whose managers read it, too.",
+    )
+
+    objects = AuditEntryQuerySet.as_manager()
 
     class Meta:
-        ordering = ["-at"]
+        ordering = ["-at", "-pk"]
         verbose_name_plural = "audit entries"
+        indexes: ClassVar = [
+            models.Index(fields=["-at", "-id"], name="audit_newest"),
+            models.Index(fields=["by_name", "-at", "-id"], name="audit_by_whom"),
+            models.Index(fields=["verb", "-at", "-id"], name="audit_by_verb"),
+            models.Index(fields=["team", "-at", "-id"], name="audit_of_team"),
+        ]
 
     def __str__(self) -> str:
         return f"{self.by_name} {self.verb} {self.target}"
