@@ -14,11 +14,10 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Histo
 from prometheus_client.registry import Collector
 
 from chat.models import Generation
-from gateway.models import UsageRecord
+from gateway.models import BUCKETS_MS, UsageRecord
 from models_admin.models import Instance
 from monitoring.models import Sample
 from monitoring.sampling import remembered_metrics
-from monitoring.statistics import BUCKETS_MS
 from monitoring.usage_totals import Totals, usage_totals
 
 _UNANSWERED = {UsageRecord.Finish.ERROR.value, UsageRecord.Finish.CANCELLED.value}

@@ -13,12 +13,9 @@ from django.core.cache import cache
 from django.db import connection
 from django.utils import timezone
 
-from gateway.models import UsageRecord
+from gateway.models import BUCKETS_MS, UsageRecord
 
 MOST_RECORDS = 100_000
-
-# Upper bounds in ms, evenly spaced on a logarithmic scale (three a decade); slower ones come last.
-BUCKETS_MS = (100, 200, 500, 1_000, 2_000, 5_000, 10_000, 20_000, 50_000, 100_000)
 
 
 @dataclass(frozen=True, slots=True)

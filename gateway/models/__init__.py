@@ -1,6 +1,6 @@
 """The gateway's rows."""
 
 from gateway.models.limits import Limit
-from gateway.models.usage import Price, UsageConfig, UsageHour, UsageRecord
+from gateway.models.usage import BUCKETS_MS, Price, UsageConfig, UsageHour, UsageRecord, UsageTotal
 
-__all__ = ["Limit", "Price", "UsageConfig", "UsageHour", "UsageRecord"]
+__all__ = ["BUCKETS_MS", "Limit", "Price", "UsageConfig", "UsageHour", "UsageRecord", "UsageTotal"]

@@ -3,11 +3,15 @@
 import uuid
 from typing import ClassVar
 
+from django.contrib.postgres.fields import ArrayField
 from django.db import models
 from django.utils import timezone
 
 from accounts.models import ApiKey, Membership, Team, User
 from models_admin.models import Instance, ServedModel
+
+# Upper bounds in ms by which durations are counted, evenly spaced on a logarithmic scale (three a decade).
+BUCKETS_MS = (100, 200, 500, 1_000, 2_000, 5_000, 10_000, 20_000, 50_000, 100_000)
 
 
 def _visible_to(user: User) -> models.Q:
@@ -124,6 +128,10 @@ class UsageHour(models.Model):
 
     class Meta:
         ordering: ClassVar = ["-hour"]
+        indexes: ClassVar = [
+            models.Index(fields=["user", "hour"]),
+            models.Index(fields=["team", "hour"]),
+        ]
         constraints: ClassVar = [
             models.UniqueConstraint(
                 fields=["hour", "user", "team", "api_key", "model_slug", "door"],
@@ -134,6 +142,31 @@ class UsageHour(models.Model):
 
     def __str__(self) -> str:
         return f"{self.model_slug} {self.hour:%Y-%m-%d %H}h"
+
+
+class UsageTotal(models.Model):
+    """All requests ever of one model, door and finish, for counters that must never go back."""
+
+    model_slug = models.CharField(max_length=100)
+    door = models.CharField(max_length=4, choices=UsageRecord.Door)
+    finish = models.CharField(max_length=10, choices=UsageRecord.Finish)
+    requests = models.PositiveBigIntegerField(default=0)
+    prompt_tokens = models.PositiveBigIntegerField(default=0)
+    completion_tokens = models.PositiveBigIntegerField(default=0)
+    total_ms = models.FloatField(default=0)
+    within = ArrayField(
+        models.PositiveBigIntegerField(),
+        size=len(BUCKETS_MS),
+        help_text="Requests no longer than each of BUCKETS_MS.",
+    )
+
+    class Meta:
+        constraints: ClassVar = [
+            models.UniqueConstraint(fields=["model_slug", "door", "finish"], name="one_total_each")
+        ]
+
+    def __str__(self) -> str:
+        return f"{self.model_slug} {self.door} {self.finish}"
 
 
 class Price(models.Model):

@@ -7,6 +7,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from accounts.models import Team
 from chat.models import Conversation, Generation, Message
 from gateway.models import UsageRecord
+from gateway.usage import books
 from llamaproj import env
 from monitoring import sampling
 from monitoring.engine_metrics import EngineReading
@@ -155,10 +156,13 @@ def test_metrics_say_what_is_known(client, node, instance, sampled, member):
     sampled(cpu=25.0)
     engine = EngineReading(metrics={"tokens_predicted_total": 7.0, "n_tokens_max": 3.0})
     sampling.remember_metrics(node.name, timezone.now(), {str(instance.pk): engine})
-    for finish, ms in (("stop", 150), ("stop", 3_000), ("error", 1)):
-        UsageRecord.objects.create(
-            model_slug="open", finish=finish, door="api", total_ms=ms, prompt_tokens=2, completion_tokens=3
-        )
+    used = {"model_slug": "open", "door": "api", "prompt_tokens": 2, "completion_tokens": 3}
+    books.write(
+        [
+            UsageRecord(finish=finish, total_ms=ms, **used)
+            for finish, ms in (("stop", 150), ("stop", 3_000), ("error", 1))
+        ]
+    )
     conversation = Conversation.objects.create(owner=member)
     for number, lease in enumerate((None, timezone.now() + timedelta(minutes=1)), 1):
         message = Message.objects.create(conversation=conversation, number=number, role="assistant")
