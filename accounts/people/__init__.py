@@ -1,0 +1,1 @@
+"""People's accounts: oneself, and everybody for administrators."""
