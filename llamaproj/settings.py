@@ -253,6 +253,8 @@ CELERY_BEAT_SCHEDULE = {
         "options": {"expires": 3600},
     },
     "prune-samples": {"task": "monitoring.tasks.prune", "schedule": 600.0, "options": {"expires": 600}},
+    "drain-usage": {"task": "gateway.usage.tasks.drain", "schedule": 1.0, "options": {"expires": 1}},
+    "prune-usage": {"task": "gateway.usage.tasks.prune", "schedule": 3600.0, "options": {"expires": 3600}},
 }
 
 # Accounts -------------------------------------------------------------------------------------------------------------
@@ -273,6 +275,8 @@ ACCOUNT_ADAPTER = "accounts.adapter.ClosedSignUp"
 ACCOUNT_LOGIN_METHODS = {"username", "email"}
 ACCOUNT_SIGNUP_FIELDS = ["username*", "email", "password1*", "password2*"]
 ACCOUNT_EMAIL_VERIFICATION = "none"
+# Besides allauth's own: how often an invitation's page may be asked for.
+ACCOUNT_RATE_LIMITS = {"join": "30/m/ip"}
 ACCOUNT_LOGOUT_REDIRECT_URL = "account_login"
 EMAIL_BACKEND = "django.core.mail.backends.dummy.EmailBackend"
 
