@@ -14,7 +14,7 @@ from redis import Redis, ResponseError
 
 from gateway.models import UsageRecord
 from gateway.usage import books
-from gateway.usage.record import FIELD, STREAM, BadRecord, decode
+from gateway.usage.record import FIELD, MOST_WAITING, STREAM, BadRecord, decode
 
 log = structlog.get_logger(__name__)
 
@@ -37,6 +37,8 @@ Entry = tuple[Any, Fields]
 def drain() -> int:
     """Write what waits in the stream; how many records were new. Raises the database's and Valkey's errors."""
     valkey: Redis = get_redis_connection("default")
+    if lost := valkey.xtrim(STREAM, maxlen=MOST_WAITING, approximate=True):
+        log.error("usage records lost", count=lost, why="too many wait")
     written = 0
     for _ in range(_MOST_BATCHES):
         entries = _next(valkey)

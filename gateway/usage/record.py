@@ -17,7 +17,7 @@ from gateway.models import UsageRecord
 STREAM = "llamaproj:usage"
 # The one field of the stream's entries.
 FIELD = "r"
-# Far more than ever wait; so much, some 250 MB, may fill the memory while the database is away. Then the oldest go.
+# Far more than ever wait; so many, some 250 MB, may fill the memory while the database is away. Then the oldest go.
 MOST_WAITING = 500_000
 
 _MOST_INTEGER = 2**31 - 1
