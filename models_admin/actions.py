@@ -11,7 +11,7 @@ from django.utils.text import slugify
 from accounts import audit
 from accounts.models import Team, User
 from llamaproj.errors import Conflict, InvalidInput
-from models_admin import events, tasks
+from models_admin import events, replacement, tasks
 from models_admin.engine import launch_rules
 from models_admin.errors import StillRunning
 from models_admin.external import external
@@ -53,9 +53,15 @@ def stop(served: ServedModel, *, by: User | None) -> None:
 
 @transaction.atomic
 def restart(served: ServedModel, *, by: User | None) -> None:
-    """Replace every replica by a new one, one after the other where there is room for two."""
+    """Replace every replica by a new one, one after the other where there is room for two.
+
+    Asking again while they are being replaced is asking once.
+    """
     served = _locked_of_ours(served)
-    for instance in served.instances.filter(state__in=[S.STARTING, S.READY]):
+    under_way = replacement.is_under_way(served)
+    if under_way and not served.instances.filter(state=S.FAILED).exists():
+        return
+    for instance in served.instances.filter(state__in=[] if under_way else [S.STARTING, S.READY]):
         # What was launched otherwise than the model's settings say is replaced; this differs from any settings.
         instance.launched = {**instance.launched, "asked_again": timezone.now().isoformat()}
         instance.save(update_fields=["launched"])
@@ -206,7 +212,7 @@ def suggest(file: ModelFile) -> dict[str, object]:
 
 def _try_again(served: ServedModel) -> None:
     for instance in served.instances.filter(state=S.FAILED):
-        instance.move_to(S.PENDING, "Waiting to be started.", crashes=0, node=None)
+        instance.move_to(S.PENDING, "Waiting to be started.", crashes=0, faults=0, node=None)
 
 
 def _want(served: ServedModel, replicas: int, *, enabled: bool | None = None) -> None:

@@ -50,10 +50,12 @@ class Patience:
     crashes: int = 5
     backoff_first: float = 0.5
     backoff_most: float = 60.0
+    backoff_blameless_most: float = 8.0
 
-    def backoff(self, crashes: int) -> float:
+    def backoff(self, crashes: int, *, its_fault: bool = True) -> float:
         """Doubling with each crash, a quarter more or less, so that replicas don't return in step."""
-        wait = min(self.backoff_most, self.backoff_first * 2.0 ** min(crashes - 1, 30))
+        most = self.backoff_most if its_fault else self.backoff_blameless_most
+        wait = min(most, self.backoff_first * 2.0 ** min(crashes - 1, 30))
         return wait * random.uniform(0.75, 1.25)  # noqa: S311  # no secret
 
 
@@ -256,7 +258,9 @@ class _Pass:
 
     def _watch_start(self, instance: Instance) -> None:
         if instance.pid is None and not self._adopt(instance):
-            self._crashed(instance, "It never came to life: the worker ended while starting it.")
+            self._crashed(
+                instance, "It never came to life: the worker ended while starting it.", its_fault=False
+            )
             return
         found = _process_of(instance)
         if found is None:
@@ -271,6 +275,10 @@ class _Pass:
                 memory_bytes=found.memory_info().rss,
             )
             self.look_again_in(0.25)
+            return
+        if found.status() == psutil.STATUS_STOPPED:
+            # However long it may load: one that was halted doesn't.
+            self._silent(instance, found)
             return
         file = instance.file or instance.served.file
         patience = (
@@ -305,7 +313,7 @@ class _Pass:
         if instance.unhealthy_since is not None:
             changes |= {"unhealthy_since": None, "reason": "Ready for requests."}
         if instance.crashes and self._age(instance.ready_at) > self.patience.ready_long:
-            changes["crashes"] = 0
+            changes |= {"crashes": 0, "faults": 0}
         memory = found.memory_info().rss
         if abs(memory - (instance.memory_bytes or 0)) > memory / 50:
             changes["memory_bytes"] = memory
@@ -324,11 +332,11 @@ class _Pass:
             self._adopt(instance)
         found = _process_of(instance)
         if found is None:
-            self._crashed(instance, "It ended while its machine was out of reach.")
+            self._crashed(instance, "It ended while its machine was out of reach.", its_fault=False)
         elif instance.ready_at is None or Probe.of(instance).health() is not Health.OK:
             # Where it was in its life isn't known any more: a new one is simpler than to guess.
             process.send(found, SIGKILL)
-            self._crashed(instance, "It wasn't ready when its machine came back.")
+            self._crashed(instance, "It wasn't ready when its machine came back.", its_fault=False)
         else:
             instance.move_to(S.READY, "Ready for requests again.", unhealthy_since=None, term_at=None)
 
@@ -340,7 +348,8 @@ class _Pass:
             self._explain(instance, "It doesn't answer at the moment.")
         elif self._age(instance.unhealthy_since) > allowed:
             process.send(found, SIGKILL)
-            self._crashed(instance, f"It didn't answer for {allowed:.0f} seconds.")
+            # A request may do that to a model that is well: it is worth another start, however often.
+            self._crashed(instance, f"It didn't answer for {allowed:.0f} seconds.", its_fault=False)
 
     def _drain(self, instance: Instance) -> None:
         if instance.pid is None:
@@ -371,22 +380,18 @@ class _Pass:
 
     def _judge(self, instance: Instance) -> None:
         """After a crash: try again later, or give up."""
-        crashes = instance.crashes + 1
-        if crashes >= self.patience.crashes or instance.cause in diagnosis.LASTING:
+        crashes = instance.crashes
+        if instance.faults >= self.patience.crashes or instance.cause in diagnosis.LASTING:
             # A known cause is shown with the lines that tell it.
             lines = [] if instance.cause else instance_log.tail(str(instance.pk), _REASON_LOG_LINES)
             last = "\n".join(lines)
             times = f"{crashes} crashes" if crashes > 1 else "one crash"
             reason = f"Given up after {times}. {instance.reason}\n{last}".strip()
-            instance.move_to(S.FAILED, reason, crashes=crashes, retry_at=None)
+            instance.move_to(S.FAILED, reason, retry_at=None)
             return
-        wait = self.patience.backoff(crashes)
-        instance.move_to(
-            S.BACKING_OFF,
-            f"{instance.reason} Starting again in {max(1.0, wait):.0f} s (crash {crashes} of {self.patience.crashes}).",
-            crashes=crashes,
-            retry_at=timezone.now() + timedelta(seconds=wait),
-        )
+        wait = -self._age(instance.retry_at)
+        told = f"{instance.reason} Starting again in {max(1.0, wait):.0f} s (crash {crashes})."
+        instance.move_to(S.BACKING_OFF, told)
 
     def _wait(self, instance: Instance) -> None:
         left = -self._age(instance.retry_at)
@@ -424,13 +429,28 @@ class _Pass:
             instance_log.tail(str(instance.pk)), exit_status=ending.status, memory_kills=ending.memory_kills
         )
         if found is None:
-            self._crashed(instance, ending.words)
+            self._crashed(instance, ending.words, its_fault=ending.by_itself)
         else:
-            self._crashed(instance, f"{ending.words} {found.summary}", found.cause)
+            its_fault = found.cause != diagnosis.Cause.NO_FILE
+            self._crashed(instance, f"{ending.words} {found.summary}", found.cause, its_fault=its_fault)
 
-    def _crashed(self, instance: Instance, reason: str, cause: str = "") -> None:
+    def _crashed(self, instance: Instance, reason: str, cause: str = "", *, its_fault: bool = True) -> None:
+        """Note a crash, and when the next start is due. Only crashes that are the replica's own fault are counted
+        against it: what was done to it says nothing of whether it can run."""
         log.warning("crashed", instance=str(instance), pid=instance.pid, reason=reason, cause=cause)
-        instance.move_to(S.CRASHED, reason, port=None, memory_bytes=None, progress=None, cause=cause)
+        crashes = instance.crashes + 1
+        wait = timedelta(seconds=self.patience.backoff(crashes, its_fault=its_fault))
+        instance.move_to(
+            S.CRASHED,
+            reason,
+            port=None,
+            memory_bytes=None,
+            progress=None,
+            cause=cause,
+            crashes=crashes,
+            faults=instance.faults + its_fault,
+            retry_at=timezone.now() + wait,
+        )
 
     def _adopt(self, instance: Instance) -> bool:
         """Find the process that a worker spawned just before it died."""

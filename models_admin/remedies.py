@@ -106,7 +106,9 @@ def apply(served: ServedModel, code: str, *, by: User | None) -> Remedy:
     audit.record(by, "model.remedy", served, remedy=code)
     actions.change(served, by=by, **remedy.changes)
     for instance in served.instances.filter(state=S.BACKING_OFF):
-        instance.move_to(S.PENDING, "Trying it another way.", crashes=0, retry_at=None, node=None, file=None)
+        instance.move_to(
+            S.PENDING, "Trying it another way.", crashes=0, faults=0, retry_at=None, node=None, file=None
+        )
     actions.start(served, by=by)
     return remedy
 

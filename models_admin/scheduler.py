@@ -174,7 +174,8 @@ class _World:
         reports = [one.report for one in ready if one.report]
         idle = [one.idle_s(self.now) for one in ready]
         now = self.now.timestamp()
-        queued = sum(report.queued for report in reports)
+        # The gateway keeps its requests in a line of its own; others' wait in the replicas'.
+        queued = sum(report.queued for report in reports) + demand.waiting_for(served.pk)
         load = scaling.Load(
             ready=len(ready),
             slots=sum(report.slots for report in reports),
@@ -206,7 +207,9 @@ class _World:
         replicas = self.replicas[served.pk]
         for replica in replicas:
             if replica.state == S.FAILED and replica.outdated:
-                replica.instance.move_to(S.PENDING, "Trying the new settings.", crashes=0, node=None)
+                replica.instance.move_to(
+                    S.PENDING, "Trying the new settings.", crashes=0, faults=0, node=None
+                )
         counted = [one for one in replicas if one.state not in _NOT_COUNTED and one.state != S.STOPPED]
         for _ in range(served.desired_replicas - len(counted)):
             self._make(served)

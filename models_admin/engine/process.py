@@ -33,6 +33,11 @@ class Ending:
     memory_kills: int | None = None
 
     @property
+    def by_itself(self) -> bool:
+        """True where it is known that nobody ended it from outside; not so of an adopted one, whose status is lost."""
+        return self.status is not None and self.status not in {-signal.SIGKILL, -signal.SIGTERM}
+
+    @property
     def words(self) -> str:
         """A sentence for people."""
         if self.status is None:

@@ -50,6 +50,7 @@ class Instance(models.Model):
     )
     api_key_encrypted = models.BinaryField(default=b"", editable=False)
     crashes = models.PositiveIntegerField(default=0, help_text="Crashes since it last was ready for long.")
+    faults = models.PositiveIntegerField(default=0, help_text="Those of them that were its own fault.")
     retry_at = models.DateTimeField(null=True, blank=True)
     created_at = models.DateTimeField(default=timezone.now, editable=False)
     started_at = models.DateTimeField(null=True, blank=True)

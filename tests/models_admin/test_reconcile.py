@@ -9,6 +9,7 @@ from pathlib import Path
 import httpx
 import pytest
 from django.db import connection
+from django.utils import timezone
 
 from llamaproj import env
 from models_admin import lifecycle
@@ -149,6 +150,29 @@ def test_a_killed_process_is_started_again(ready: ServedModel, passes: Passes) -
     passes.until(lambda: only(ready).crashes == 0)
 
 
+def test_what_is_ended_from_outside_is_never_given_up(ready: ServedModel, passes: Passes) -> None:
+    old = only(ready).pid
+    assert old is not None
+    Instance.objects.update(crashes=HASTY.crashes, ready_at=timezone.now())
+    os.kill(old, signal.SIGKILL)
+    passes.until(lambda: state_of(ready) == S.READY and only(ready).pid != old)
+    assert only(ready).changes.filter(new=S.BACKING_OFF).exists()
+
+
+def test_one_that_is_halted_while_it_loads_is_started_again(
+    served: ServedModel, fake: Callable[..., None], passes: Passes
+) -> None:
+    fake(load_s=60)
+    want(served, 1)
+    passes.until(lambda: state_of(served) == S.STARTING and only(served).pid is not None)
+    old = only(served).pid
+    assert old is not None
+    os.kill(old, signal.SIGSTOP)
+    fake()
+    passes.until(lambda: state_of(served) == S.READY and only(served).pid != old)
+    assert only(served).faults == 0
+
+
 def test_repeated_crashes_end_in_failure_with_the_logs_last_lines(
     served: ServedModel, fake: Callable[..., None], passes: Passes
 ) -> None:
@@ -156,7 +180,7 @@ def test_repeated_crashes_end_in_failure_with_the_logs_last_lines(
     want(served, 1)
     passes.until(lambda: state_of(served) == S.FAILED)
     instance = only(served)
-    assert instance.crashes == HASTY.crashes
+    assert instance.crashes == instance.faults == HASTY.crashes
     assert "failed to load model, as told" in instance.reason
     assert instance.port is None
     passes.once()
