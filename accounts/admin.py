@@ -6,13 +6,15 @@ from django.contrib import admin
 from django.contrib.auth.admin import UserAdmin
 from django.contrib.auth.models import Group
 from django.db.models import QuerySet
+from django.forms import ModelForm
 from django.http import HttpRequest
 from unfold.admin import ModelAdmin, TabularInline
 from unfold.forms import AdminPasswordChangeForm, UserChangeForm, UserCreationForm
 
-from accounts import actions, audit, version
+from accounts import audit, key_actions, version
 from accounts.access import person
 from accounts.models import ApiKey, AuditEntry, Membership, Team, User
+from accounts.teams import actions as team_actions
 
 # Teams say who may use what; Django's own groups aren't used.
 admin.site.unregister(Group)
@@ -64,26 +66,40 @@ class MembershipInline(TabularInline):
 
 @admin.register(Team)
 class TeamAdmin(ModelAdmin):
-    """Teams and their members."""
+    """Teams and their members, through the same verbs as the teams' pages."""
 
-    list_display = ("name",)
+    list_display = ("name", "weight", "created_at")
     search_fields = ("name",)
     inlines = (MembershipInline,)
 
-    def save_related(self, request: HttpRequest, form: Any, formsets: Any, change: bool) -> None:
-        """The team with its members: who may use what has changed."""
-        super().save_related(request, form, formsets, change)
-        version.renew()
+    def save_model(self, request: HttpRequest, obj: Team, form: "ModelForm[Team]", change: bool) -> None:
+        """Make or change it."""
+        by, said = person(request), form.cleaned_data
+        if change:
+            team_actions.change(Team.objects.get(pk=obj.pk), by=by, name=said["name"], weight=said["weight"])
+        else:
+            obj.pk = team_actions.create(name=said["name"], weight=said["weight"], by=by).pk
+            obj._state.adding = False
+
+    def save_formset(self, request: HttpRequest, form: Any, formset: Any, change: bool) -> None:
+        """Add, change and remove members."""
+        by = person(request)
+        for member in formset.save(commit=False):
+            if member.pk is None:
+                team_actions.add(form.instance, member.user, role=member.role, by=by)
+            else:
+                team_actions.set_role(Membership.objects.get(pk=member.pk), member.role, by=by)
+        for member in formset.deleted_objects:
+            team_actions.remove(member, by=by)
 
     def delete_model(self, request: HttpRequest, obj: Team) -> None:
-        """Who may use what has changed."""
-        super().delete_model(request, obj)
-        version.renew()
+        """End it."""
+        team_actions.delete(obj, by=person(request))
 
     def delete_queryset(self, request: HttpRequest, queryset: QuerySet[Team]) -> None:
-        """Who may use what has changed."""
-        super().delete_queryset(request, queryset)
-        version.renew()
+        """End those chosen."""
+        for team in queryset:
+            team_actions.delete(team, by=person(request))
 
 
 @admin.register(ApiKey)
@@ -99,7 +115,7 @@ class ApiKeyAdmin(ModelAdmin):
     def revoke(self, request: HttpRequest, queryset: QuerySet[ApiKey]) -> None:
         """Make keys worthless from now on."""
         for key in queryset.select_related("user"):
-            actions.revoke_api_key(key, by=person(request))
+            key_actions.revoke_api_key(key, by=person(request))
         self.message_user(request, "Revoked.")
 
     def has_add_permission(self, request: HttpRequest) -> bool:

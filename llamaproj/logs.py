@@ -6,13 +6,26 @@ request id among it, stands in every line.
 
 import logging
 import logging.config
+import re
 import sys
 from logging import DEBUG as DEBUG
 
 import structlog
 from structlog.typing import EventDict, Processor
 
+# An invitation's token is part of its address.
+_TOKEN_IN_ADDRESS = re.compile(r"(/join/)[^/?\s\"']+")
 _HEALTH_CHECKS = {"GET /healthz", "GET /readyz", "GET /metrics"}
+
+
+def _hide_tokens(_: object, __: str, event: EventDict) -> EventDict:
+    """What opens a door by itself isn't logged."""
+    for name in ("event", "request", "path"):
+        if isinstance(said := event.get(name), str) and "/join/" in said:
+            event[name] = _TOKEN_IN_ADDRESS.sub(r"\1…", said)
+    return event
+
+
 _SHARED: list[Processor] = [
     structlog.contextvars.merge_contextvars,
     structlog.stdlib.add_logger_name,
@@ -20,6 +33,7 @@ _SHARED: list[Processor] = [
     structlog.processors.TimeStamper(fmt="iso", utc=True),
     structlog.stdlib.PositionalArgumentsFormatter(),
     structlog.processors.StackInfoRenderer(),
+    _hide_tokens,
 ]
 
 

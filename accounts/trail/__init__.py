@@ -1,0 +1,1 @@
+"""Reading the audit trail: a page, a file and a REST list. `accounts.audit` writes it."""
