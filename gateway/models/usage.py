@@ -4,6 +4,7 @@ import uuid
 from typing import ClassVar
 
 from django.contrib.postgres.fields import ArrayField
+from django.core.validators import MaxValueValidator, MinValueValidator
 from django.db import models
 from django.utils import timezone
 
@@ -173,8 +174,12 @@ class Price(models.Model):
     """What a model's tokens are said to cost, for show-back."""
 
     served = models.OneToOneField(ServedModel, on_delete=models.CASCADE, related_name="price")
-    prompt_per_million = models.DecimalField(max_digits=12, decimal_places=4, default=0)
-    completion_per_million = models.DecimalField(max_digits=12, decimal_places=4, default=0)
+    prompt_per_million = models.DecimalField(
+        max_digits=12, decimal_places=4, default=0, validators=[MinValueValidator(0)]
+    )
+    completion_per_million = models.DecimalField(
+        max_digits=12, decimal_places=4, default=0, validators=[MinValueValidator(0)]
+    )
 
     def __str__(self) -> str:
         return f"{self.served}: {self.prompt_per_million} / {self.completion_per_million} a million"
@@ -184,7 +189,9 @@ class UsageConfig(models.Model):
     """The portal's own settings of usage: one row."""
 
     retention_days = models.PositiveIntegerField(
-        default=90, help_text="After so many days single records go; their sums stay."
+        default=90,
+        validators=[MinValueValidator(1), MaxValueValidator(3_660)],
+        help_text="After so many days single records go; their sums stay.",
     )
     currency = models.CharField(max_length=8, default="EUR")
 
