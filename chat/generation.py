@@ -128,7 +128,7 @@ class Answer:
             on_wait=lambda word: self._tell(writer, MessageStatus.LOADING, word),
         )
         async with completion.run(call) as stream:
-            self._last_replica = frozenset({stream.instance.pk})
+            self._last_replica = frozenset({stream.replica.pk})
             tokens, first_at, told_at = 0, 0.0, 0.0
             try:
                 async for payload in stream.payloads():

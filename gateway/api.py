@@ -128,7 +128,7 @@ async def chat_completions(request: HttpRequest, key: ApiKey) -> HttpResponseBas
     )
     if not body.get("stream"):
         async with completion.run(call) as stream:
-            response = HttpResponse(await stream.whole(), "application/json")
+            response = HttpResponse(stream.whole(), "application/json")
             return _with_headers(response, stream)
     async with AsyncExitStack() as stack:
         stream = await stack.enter_async_context(completion.run(call))
@@ -144,18 +144,16 @@ async def _events(stream: completion.Stream, stack: AsyncExitStack) -> AsyncIter
     """The answer as server-sent events; an error in mid-stream is one more event."""
     async with stack:
         try:
-            async for payload in stream.payloads():
-                yield sse.event(payload)
+            async for block in stream.blocks():
+                yield block
         except LlamaProjError as error:
-            stream.meter.error, stream.meter.finish = error, UsageRecord.Finish.ERROR
-            log.warning("stream broke off", code=error.code, instance=str(stream.instance.pk))
+            stream.meter.fail(error)
+            log.warning("stream broke off", code=error.code, instance=str(stream.replica.pk))
             yield sse.event(orjson.dumps(error_object(error)))
-            return
-        yield sse.event(sse.DONE)
 
 
 def _with_headers(response: HttpResponseBase, stream: completion.Stream) -> HttpResponseBase:
-    response["x-llamaproj-instance"] = str(stream.instance.pk)
+    response["x-llamaproj-instance"] = str(stream.replica.pk)
     response["x-llamaproj-queue-ms"] = f"{stream.meter.queue_ms:.1f}"
     return response
 

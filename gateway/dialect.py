@@ -7,14 +7,15 @@ costs a few microseconds a chunk, and only there.
 """
 
 import re
-from collections.abc import AsyncIterator, Callable
+from collections.abc import Callable
 from typing import Any, Protocol
 
 import orjson
 
+from gateway import sse
 from gateway.errors import ContextExceeded, UpstreamBusy, UpstreamLost, UpstreamRefused
+from gateway.replica import Replica
 from llamaproj.errors import LlamaProjError
-from models_admin.models import Instance
 
 # Chosen by the router, never by a client: a slot may hold somebody else's conversation.
 _ROUTER_FIELDS = frozenset({"id_slot", "model"})
@@ -23,6 +24,7 @@ _LLAMA_FIELDS = _ROUTER_FIELDS | {
     "cache_prompt", "n_cache_reuse", "n_discard", "n_keep", "post_sampling_probs", "response_fields", "return_progress",
     "return_tokens", "t_max_predict_ms", "timings_per_token",
 }  # fmt: skip
+_RESPONSE_ENDS = frozenset({"response.completed", "response.incomplete", "response.failed"})
 _MOST_WORDS = 300
 _MOST_RETRY_S = 300.0
 # PostgreSQL's integer.
@@ -30,38 +32,61 @@ _MOST_TOKENS = 2**31 - 1
 
 
 class Source(Protocol):
-    """Where chunks come from: an `UpstreamStream`, or one in translation."""
+    """An answer as clients get it: an `UpstreamStream`, or one in translation."""
 
-    def payloads(self) -> AsyncIterator[bytes]:
-        """The JSON of each chunk."""
+    async def block(self) -> bytes:
+        """The next streamed events; empty after the last."""
         ...
 
     async def whole(self) -> bytes:
         """The JSON of an answer that isn't streamed."""
         ...
 
+    def close(self) -> None:
+        """Close the connection."""
+        ...
 
-def request_body(instance: Instance, body: dict[str, Any]) -> dict[str, Any]:
-    """The client's request as the server of this instance understands it."""
-    served = instance.served
-    if served.external is None:
+
+class Lines(Protocol):
+    """An answer as a stranger sends it."""
+
+    async def read(self) -> bytes:
+        """The next lines, complete. Raises `UpstreamLost` after the last."""
+        ...
+
+    async def whole(self) -> bytes:
+        """The JSON of an answer that isn't streamed."""
+        ...
+
+    def close(self) -> None:
+        """Close the connection."""
+        ...
+
+
+class Upstream(Source, Lines, Protocol):
+    """A server's answer, either way."""
+
+
+def request_body(replica: Replica, body: dict[str, Any]) -> dict[str, Any]:
+    """The client's request as the server of this replica understands it."""
+    if replica.external is None:
         return {name: value for name, value in body.items() if name not in _ROUTER_FIELDS}
     asked = {name: value for name, value in body.items() if name not in _LLAMA_FIELDS}
-    asked["model"] = served.external_name
-    if asked.get("stream"):
+    asked["model"] = replica.external.name
+    if asked.get("stream") and ("messages" in asked or "prompt" in asked):
         # Without it nobody would say how many tokens it was.
         asked["stream_options"] = _options(body) | {"include_usage": True}
     return asked
 
 
 def source(
-    upstream: Source, instance: Instance, body: dict[str, Any], unseen: Callable[[bytes], None]
+    upstream: Upstream, replica: Replica, body: dict[str, Any], unseen: Callable[[bytes], None]
 ) -> Source:
-    """The upstream itself, or its translation. `unseen` gets chunks that the client hasn't asked for."""
-    if instance.served.external is None:
+    """The upstream itself, or its translation. `unseen` gets events that the client hasn't asked for."""
+    if replica.external is None:
         return upstream
     return _Translation(
-        upstream, instance, shows_usage=bool(_options(body).get("include_usage")), unseen=unseen
+        upstream, replica.slug, shows_usage=bool(_options(body).get("include_usage")), unseen=unseen
     )
 
 
@@ -69,34 +94,60 @@ class _Translation:
     """A stranger's answer in the portal's words."""
 
     def __init__(
-        self, upstream: Source, instance: Instance, *, shows_usage: bool, unseen: Callable[[bytes], None]
+        self, upstream: Lines, slug: str, *, shows_usage: bool, unseen: Callable[[bytes], None]
     ) -> None:
         self._upstream = upstream
-        self._server = instance.served.external
-        self._slug = instance.served.slug
+        self._slug = slug
         self._shows_usage = shows_usage
         self._unseen = unseen
+        self._withheld: list[bytes] = []
+        self._finished = self._done = False
 
-    async def payloads(self) -> AsyncIterator[bytes]:
-        """Each chunk, checked. Raises `UpstreamLost`, `UpstreamBusy`, `ContextExceeded` or `UpstreamRefused`."""
-        finished = False
-        try:
-            async for payload in self._upstream.payloads():
-                chunk = self._translated(payload, "delta")
-                finished = finished or any(choice.get("finish_reason") for choice in chunk["choices"])
-                translated = orjson.dumps(chunk)
-                if chunk["choices"] or self._shows_usage:
-                    yield translated
-                else:
-                    self._unseen(translated)
-        except UpstreamLost:
-            # Not every server says [DONE]; an answer that said how it ends is whole.
-            if not finished:
-                raise
+    async def block(self) -> bytes:
+        """The next chunks, checked. Raises `UpstreamLost`, `UpstreamBusy`, `ContextExceeded` or `UpstreamRefused`."""
+        # Only now: what came before it in the stream has been seen.
+        while self._withheld:
+            self._unseen(self._withheld.pop(0))
+        while not self._done:
+            try:
+                lines = await self._upstream.read()
+            except UpstreamLost:
+                # Not every server says [DONE]; an answer that said how it ends is whole.
+                if not self._finished:
+                    raise
+                lines = sse.DONE_EVENT
+            if block := b"".join(self._event(payload) for payload in sse.payloads(lines)):
+                return block
+        return b""
+
+    def _event(self, payload: bytes) -> bytes:
+        """One chunk for the client; empty for one that the client hasn't asked for."""
+        if self._done:
+            return b""
+        if payload == sse.DONE:
+            self._done = True
+            return sse.DONE_EVENT
+        chunk = self._translated(payload, "delta")
+        kind = chunk.get("type")
+        if isinstance(kind, str) and "choices" not in chunk:
+            # Responses name their events, and say their end by one of them.
+            self._done = kind in _RESPONSE_ENDS
+            return b"event: " + kind.encode() + b"\n" + sse.event(orjson.dumps(chunk))
+        choices = chunk.setdefault("choices", [])
+        self._finished = self._finished or any(choice.get("finish_reason") for choice in choices)
+        event = sse.event(orjson.dumps(chunk))
+        if choices or self._shows_usage:
+            return event
+        self._withheld.append(event)
+        return b""
 
     async def whole(self) -> bytes:
         """The answer, checked. Raises the same."""
         return orjson.dumps(self._translated(await self._upstream.whole(), "message"))
+
+    def close(self) -> None:
+        """Close the connection."""
+        self._upstream.close()
 
     def _translated(self, payload: bytes, part: str) -> dict[str, Any]:
         try:
@@ -107,10 +158,14 @@ class _Translation:
             raise _garbage()
         if chunk.get("error"):
             raise error_of(200, payload)
-        choices = chunk.setdefault("choices", [])
+        choices = chunk.get("choices", [])
         if not isinstance(choices, list) or not all(_is_choice(choice, part) for choice in choices):
             raise _garbage()
-        chunk["model"] = self._slug
+        if "model" in chunk or choices:
+            chunk["model"] = self._slug
+        response = chunk.get("response")
+        if isinstance(response, dict) and "model" in response:
+            response["model"] = self._slug
         # Nobody checked them, and everything that matters in them is in `usage`.
         chunk.pop("timings", None)
         usage = chunk.pop("usage", None)
@@ -168,6 +223,8 @@ def _said(body: bytes) -> tuple[str, str, str]:
 def _is_choice(choice: object, part: str) -> bool:
     if not isinstance(choice, dict):
         return False
+    if isinstance(choice.get("text"), str) and part not in choice:
+        return isinstance(choice.get("finish_reason"), str | None)
     said = choice.get(part)
     if not isinstance(said, dict | None) or not isinstance(choice.get("finish_reason"), str | None):
         return False
@@ -178,7 +235,8 @@ def _is_choice(choice: object, part: str) -> bool:
 
 def _counts(usage: dict[str, Any]) -> dict[str, int]:
     """Its numbers of tokens, where they are some."""
-    return {name: count(usage.get(name)) for name in ("prompt_tokens", "completion_tokens", "total_tokens")}
+    names = ("prompt_tokens", "completion_tokens", "total_tokens", "input_tokens", "output_tokens")
+    return {name: count(usage[name]) for name in names if name in usage}
 
 
 def count(value: object) -> int:

@@ -4,15 +4,18 @@ LlamaProjError
 ├── NotFound ── ModelNotFound         no such model, or none this person may use
 ├── InvalidInput
 │   ├── ContextExceeded               the prompt doesn't fit the model's context
-│   └── UpstreamRefused               llama-server found the request wrong
+│   ├── UpstreamRefused               llama-server found the request wrong
+│   └── NotSupported                  the model isn't launched for this, or its server doesn't know it
+├── TooManyRequests ── LimitReached a limit of a key, person, team or model
 ├── Unavailable
+│   ├── QueueFull                     more wait for the model than make sense
 │   ├── NotServed                     (models_admin) nothing runs that could answer
 │   └── UpstreamBusy                  an external server takes nothing more for now
 ├── CircularRoute                     portals serve each other's models in a circle
 └── UpstreamLost                      the replica died, hung or answered garbage
 """
 
-from llamaproj.errors import InvalidInput, LlamaProjError, NotFound, Unavailable
+from llamaproj.errors import InvalidInput, LlamaProjError, NotFound, TooManyRequests, Unavailable
 
 
 class ModelNotFound(NotFound):
@@ -43,6 +46,12 @@ class UpstreamRefused(InvalidInput):
     code = "invalid_request"
 
 
+class NotSupported(InvalidInput):
+    """This model can't do that."""
+
+    code = "not_supported"
+
+
 class UpstreamLost(LlamaProjError):
     """The model's server stopped answering."""
 
@@ -61,3 +70,20 @@ class CircularRoute(LlamaProjError):
 
     code = "circular_route"
     status = 508
+
+
+class LimitReached(TooManyRequests):
+    """A limit is reached; try again later."""
+
+    code = "rate_limit_exceeded"
+
+    def __init__(self, message: str, *, retry_after: float | None = None, is_of_a_day: bool = False) -> None:
+        super().__init__(message, retry_after=retry_after)
+        if is_of_a_day:
+            self.code = "insufficient_quota"
+
+
+class QueueFull(Unavailable):
+    """Too many requests wait for this model; try again later."""
+
+    code = "queue_full"

@@ -3,15 +3,18 @@
 import asyncio
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, field
 from functools import partial
 from uuid import UUID
 
+import structlog
 from channels.db import database_sync_to_async
+from django.db import DatabaseError, InterfaceError
 
 from gateway.errors import ModelNotFound
+from gateway.replica import Replica
+from gateway.usage import record
 from models_admin import demand, tasks
 from models_admin.errors import NotServed
 from models_admin.models import Instance, ServedModel
@@ -26,9 +29,72 @@ _AVOIDED_S = 0.4
 # A large file on a slow disk; the reconciler gives up on a load that takes too long before we do.
 _LOADING_PATIENCE_S = 600.0
 
+log = structlog.get_logger(__name__)
+
 # Requests this process has open on each replica. Other processes' requests are seen by llama-server's own queue.
 _open_requests: Counter[UUID] = Counter()
 _looks: dict[int, "asyncio.Future[_Look]"] = {}
+
+
+@dataclass
+class Ticket:
+    """A place at a replica. `close()` gives it back and leaves the request's record."""
+
+    served_pk: int
+    avoid: frozenset[UUID]
+    patience_s: float
+    on_wait: Callable[[str], None]
+    headers: list[tuple[bytes, bytes]] = field(default_factory=list)
+    slot: int | None = None
+    completion_tokens: int = 0
+    _replica: Replica | None = None
+
+    @classmethod
+    def none(cls) -> "Ticket":
+        """What a request holds that was never admitted."""
+        return cls(0, frozenset(), 0, lambda word: None)
+
+    @property
+    def replica(self) -> Replica:
+        """Who answers."""
+        assert self._replica is not None
+        return self._replica
+
+    async def move(self, *, lost: bool = False) -> None:
+        """Go to another replica. Raises `NotServed`."""
+        self._leave(lost)
+        picked = await pick(
+            self.served_pk, avoid=self.avoid, patience_s=self.patience_s, on_wait=self.on_wait
+        )
+        self._replica = Replica.of(picked)
+        _open_requests[self._replica.pk] += 1
+
+    async def close(self, row: bytes, prompt_tokens: int, completion_tokens: int) -> None:
+        """Free the place and write the record. A record that can't be written must not cost an answer that was."""
+        self._leave(lost=False)
+        try:
+            await database_sync_to_async(record.decode(row).save)(force_insert=True)
+        except (DatabaseError, InterfaceError) as error:
+            log.error("usage record lost", error=str(error))
+
+    def _leave(self, lost: bool) -> None:
+        if self._replica is None:
+            return
+        _open_requests[self._replica.pk] -= 1
+        if _open_requests[self._replica.pk] <= 0:
+            del _open_requests[self._replica.pk]
+        if lost:
+            self.avoid |= {self._replica.pk}
+        self._replica = None
+
+
+async def admit(
+    served_pk: int, *, avoid: frozenset[UUID], patience_s: float, on_wait: Callable[[str], None]
+) -> Ticket:
+    """A place at the least loaded replica. Raises `NotServed` or `ModelNotFound`."""
+    ticket = Ticket(served_pk, avoid, patience_s, on_wait)
+    await ticket.move()
+    return ticket
 
 
 async def pick(
@@ -147,15 +213,3 @@ def _look_now(served_pk: int) -> _Look:
         if not replicas:
             tasks.wake_all()
     return look
-
-
-@contextmanager
-def occupied(instance: Instance) -> Iterator[None]:
-    """Count one open request on a replica, for as long as the block runs."""
-    _open_requests[instance.pk] += 1
-    try:
-        yield
-    finally:
-        _open_requests[instance.pk] -= 1
-        if not _open_requests[instance.pk]:
-            del _open_requests[instance.pk]

@@ -1,33 +1,43 @@
-"""The client of one llama-server or external server: opens a completion and yields what comes.
+"""The client of one llama-server or external server: opens an answer and gives what comes, in whole events.
 
 Token streams go through aiohttp (docs/adr/0001-relay.md has the measurements). Closing the response closes the socket,
-and llama-server frees the slot; so whoever opens must close, which `open_completion` being a context manager ensures.
+and llama-server frees the slot; so whoever opens must close.
 """
 
 import asyncio
 import weakref
-from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
 from typing import Any
 
 import aiohttp
 import orjson
 
-from gateway import dialect
-from gateway.errors import ContextExceeded, UpstreamLost, UpstreamRefused
-from gateway.sse import DONE, EventSplitter, LineTooLong
-from llamaproj.errors import LlamaProjError
-from models_admin.models import Instance
+from gateway import dialect, sse
+from gateway.errors import ContextExceeded, NotSupported, UpstreamLost, UpstreamRefused
+from gateway.replica import Replica
+from llamaproj.errors import InvalidInput, LlamaProjError
 
-# Reading a long prompt on a slow machine sends progress after every batch; silence longer than this is a hang.
-_SILENCE_S = 180.0
+# Reading a long prompt on a slow machine sends progress after every batch; silence longer than this is a hang. An
+# answer that isn't streamed is silent until its end.
+_SILENCE_S, _WHOLE_S = 180.0, 1800.0
 _CONNECT_S = 3.0
+_STREAMED = aiohttp.ClientTimeout(total=None, sock_connect=_CONNECT_S, sock_read=_SILENCE_S)
+_AS_A_WHOLE = aiohttp.ClientTimeout(total=None, sock_connect=_CONNECT_S, sock_read=_WHOLE_S)
 # Far beyond any answer or error; what a stranger sends without end must not fill the memory.
 _MAX_WHOLE_BYTES = 32 * 1024 * 1024
 _MAX_ERROR_BYTES = 64 * 1024
+# Of a stranger that doesn't know these, more is wrong than what was asked.
+_EVERYBODY_KNOWS = frozenset({"/v1/chat/completions", "/v1/completions"})
 
 # How many portals have passed a request on already.
 HOPS_HEADER = "x-llamaproj-hops"
+# An error in mid-stream, and the ends of a stream: of completions, and of responses.
+_ERROR = b'data: {"error"'
+_ENDS = (
+    b"data: [DONE]",
+    b"event: response.completed",
+    b"event: response.incomplete",
+    b"event: response.failed",
+)
 
 _sessions: weakref.WeakKeyDictionary[asyncio.AbstractEventLoop, aiohttp.ClientSession] = (
     weakref.WeakKeyDictionary()
@@ -43,8 +53,6 @@ def session() -> aiohttp.ClientSession:
             connector=aiohttp.TCPConnector(limit=0, keepalive_timeout=15),
             # One server's cookies are no other's business, and one user's not another's.
             cookie_jar=aiohttp.DummyCookieJar(),
-            timeout=aiohttp.ClientTimeout(total=None, sock_connect=_CONNECT_S, sock_read=_SILENCE_S),
-            json_serialize=lambda value: orjson.dumps(value).decode(),
         )
     return found
 
@@ -57,28 +65,41 @@ async def close_session() -> None:
 
 
 class UpstreamStream:
-    """An open completion. `payloads` yields the JSON of each event until `[DONE]`."""
+    """An open answer, as it comes."""
 
-    def __init__(
-        self, response: aiohttp.ClientResponse, error_of: Callable[[int, bytes], LlamaProjError]
-    ) -> None:
+    def __init__(self, response: aiohttp.ClientResponse, *, by_lines: bool = False) -> None:
         self._response = response
-        self._error_of = error_of
+        self._events = sse.EventBlocks(b"\n" if by_lines else b"\n\n")
+        self._ended = False
+        self._error: LlamaProjError | None = None
 
-    async def payloads(self) -> AsyncIterator[bytes]:
-        """Raw JSON of each chunk. Raises `UpstreamLost` when the stream ends before `[DONE]`, or the error it tells."""
-        splitter = EventSplitter()
-        try:
-            async for data in self._response.content.iter_any():
-                for payload in splitter.feed(data):
-                    if payload == DONE:
-                        return
-                    if payload.startswith(b'{"error"'):
-                        raise self._error_of(500, payload)
-                    yield payload
-        except (aiohttp.ClientError, TimeoutError, OSError, LineTooLong) as error:
-            raise UpstreamLost(f"The model's server broke off: {type(error).__name__}.") from error
-        raise UpstreamLost("The model's server broke off in mid-answer.")
+    async def block(self) -> bytes:
+        """The next events, untouched; empty after the last. Raises `UpstreamLost` when they stop before their end, or
+        the error that one of them tells."""
+        while not self._ended:
+            block = await self.read()
+            if _ERROR in block and sse.begins_with(block, _ERROR):
+                block = self._cut_at_error(block)
+            elif any(end in block and sse.begins_with(block, end) for end in _ENDS):
+                self._ended = True
+            if block:
+                return block
+        if self._error is not None:
+            raise self._error
+        return b""
+
+    async def read(self) -> bytes:
+        """The next events, whatever they say. Raises `UpstreamLost` at the end of the stream."""
+        while True:
+            try:
+                data = await self._response.content.readany()
+                block = self._events.feed(data)
+            except (aiohttp.ClientError, TimeoutError, OSError, sse.LineTooLong) as error:
+                raise UpstreamLost(f"The model's server broke off: {type(error).__name__}.") from error
+            if block:
+                return block
+            if not data:
+                raise UpstreamLost("The model's server broke off in mid-answer.")
 
     async def whole(self, most_bytes: int = _MAX_WHOLE_BYTES) -> bytes:
         """The body of an answer that isn't streamed. Raises `UpstreamLost`, also for one that is absurdly long."""
@@ -92,44 +113,63 @@ class UpstreamStream:
         except (aiohttp.ClientError, TimeoutError, OSError) as error:
             raise UpstreamLost(f"The model's server broke off: {type(error).__name__}.") from error
 
+    def close(self) -> None:
+        """Close the socket; whoever writes at its other end stops."""
+        self._response.close()
 
-@asynccontextmanager
-async def open_completion(
-    instance: Instance, path: str, body: dict[str, Any], *, hops: int = 0
-) -> AsyncIterator[UpstreamStream]:
-    """Post `body` to the instance's `path`.
+    def _cut_at_error(self, block: bytes) -> bytes:
+        """The events before the error; the error itself comes up with the next question."""
+        start = 0 if block.startswith(_ERROR) else block.index(b"\n\n" + _ERROR) + 2
+        self._ended = True
+        self._error = _error_of(500, next(sse.payloads(block[start:])))
+        return block[:start]
 
-    Raises `UpstreamLost`, `ContextExceeded` or `UpstreamRefused`; for external servers `UpstreamBusy`, too.
+
+async def open_answer(replica: Replica, path: str, body: dict[str, Any], *, hops: int = 0) -> UpstreamStream:
+    """Post `body` to the replica's `path`. Whoever gets the answer closes it.
+
+    Raises `UpstreamLost`, `ContextExceeded`, `NotSupported` or `UpstreamRefused`; for external servers `UpstreamBusy`,
+    too.
     """
-    server = instance.served.external
     headers = {"content-type": "application/json", "accept-encoding": "identity"}
-    if key := instance.api_key:
+    if key := replica.api_key:
         headers["authorization"] = f"Bearer {key}"
-    if server is not None:
+    if replica.external is not None:
         headers[HOPS_HEADER] = str(hops + 1)
     try:
         response = await session().post(
-            server.url(path) if server else instance.base_url + path,
-            data=orjson.dumps(body),
+            replica.url(path),
+            data=dumps(body),
             headers=headers,
             # A redirect would take the request, the key and the portal wherever a stranger likes.
             allow_redirects=False,
+            timeout=_STREAMED if body.get("stream") else _AS_A_WHOLE,
         )
     except (aiohttp.ClientError, TimeoutError, OSError) as error:
         raise UpstreamLost(f"The model's server can't be reached: {type(error).__name__}.") from error
+    stream = UpstreamStream(response, by_lines=replica.external is not None)
+    if response.status == 200:
+        return stream
     try:
-        stream = UpstreamStream(response, dialect.error_of if server else _error_of)
-        if response.status != 200:
-            said = await stream.whole(_MAX_ERROR_BYTES)
-            if server is None:
-                raise _error_of(response.status, said)
-            raise dialect.error_of(response.status, said, response.headers.get("retry-after", ""))
-        yield stream
+        said = await stream.whole(_MAX_ERROR_BYTES)
     finally:
-        response.close()
+        stream.close()
+    if replica.external is None:
+        raise _error_of(response.status, said)
+    if response.status in {404, 405, 501} and path not in _EVERYBODY_KNOWS:
+        raise NotSupported
+    raise dialect.error_of(response.status, said, response.headers.get("retry-after", ""))
 
 
-def _error_of(status: int, body: bytes) -> UpstreamLost | ContextExceeded | UpstreamRefused:
+def dumps(body: dict[str, Any]) -> bytes:
+    """The request as JSON. Raises `InvalidInput` for one that is nested too deeply."""
+    try:
+        return orjson.dumps(body)
+    except orjson.JSONEncodeError as error:
+        raise InvalidInput("The body is nested too deeply.") from error
+
+
+def _error_of(status: int, body: bytes) -> LlamaProjError:
     """Translate llama-server's error object; see its server README, "OAI-like error responses"."""
     try:
         error = orjson.loads(body)["error"]
@@ -139,6 +179,8 @@ def _error_of(status: int, body: bytes) -> UpstreamLost | ContextExceeded | Upst
         return UpstreamLost(f"The model's server answered {status} without a readable reason.")
     if kind == "exceed_context_size_error":
         return ContextExceeded(error.get("n_prompt_tokens"), error.get("n_ctx"))
-    if 400 <= status < 500 and status not in {401, 403, 404, 408, 429}:
+    if status in {404, 501}:
+        return NotSupported()
+    if 400 <= status < 500 and status not in {401, 403, 408, 429}:
         return UpstreamRefused(message)
     return UpstreamLost(f"The model's server answered {status}: {message}")
