@@ -1,21 +1,33 @@
 """How programs prove to the REST API who they are; people's sessions do as well."""
 
 from rest_framework.authentication import BaseAuthentication
+from rest_framework.permissions import SAFE_METHODS
 from rest_framework.request import Request
 
 from accounts import keys
 from accounts.models import ApiKey, User
+from llamaproj.errors import NotAllowed
 
 
 class ApiKeyAuthentication(BaseAuthentication):
-    """`Authorization: Bearer sk-…`. Without the header the next way of authentication is tried."""
+    """`Authorization: Bearer sk-…`. Without such a header the next way of authentication is tried.
+
+    What a key may do is checked here and not by a permission class: a view that brings permissions of its own would
+    lose that one.
+    """
 
     def authenticate(self, request: Request) -> tuple[User, ApiKey] | None:
-        """The key's owner and the key. Raises `NotAuthenticated`."""
-        authorization = request.headers.get("authorization", "")
-        if not authorization:
+        """The key's owner and the key. Raises `NotAuthenticated`, and `NotAllowed` for a key without the scope."""
+        scheme, _, token = request.headers.get("authorization", "").partition(" ")
+        if not token.strip().startswith(keys.PREFIX):
             return None
-        key = keys.authenticate(authorization)
+        key = keys.authenticate(f"{scheme} {token}")
+        scope = ApiKey.Scope.READ if request.method in SAFE_METHODS else ApiKey.Scope.WRITE
+        if scope not in key.scopes:
+            raise NotAllowed(
+                f"This key lacks the scope {scope.value}: make one that has it in your settings."
+            )
+        keys.used_now(key)
         return key.user, key
 
     def authenticate_header(self, request: Request) -> str:

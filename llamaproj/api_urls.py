@@ -10,6 +10,7 @@ urlpatterns = [
     path("schema/", SpectacularJSONAPIView.as_view(), name="api-schema"),
     path("docs/", login_required(api.Explorer.as_view()), name="api-docs"),
     path("v1/health/", api.HealthView.as_view(), name="api-health"),
+    path("v1/", include("accounts.api_urls")),
     path("v1/", include("accounts.people.api_urls")),
     path("v1/", include("models_admin.api_urls")),
 ]

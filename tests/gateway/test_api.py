@@ -10,7 +10,7 @@ from channels.db import database_sync_to_async
 from django.core.asgi import get_asgi_application
 from django.test import AsyncClient
 
-from accounts import actions
+from accounts import key_actions
 from accounts.models import Team, User
 from gateway.models import UsageRecord
 from gateway.upstream import close_session
@@ -61,7 +61,7 @@ class Api:
 
 @pytest.fixture
 async def api(user: User) -> Api:
-    _, key = await in_db(actions.create_api_key)(user=user, name="test", by=None)
+    _, key = await in_db(key_actions.create_api_key)(user=user, name="test", by=None)
     return Api(key)
 
 
@@ -191,8 +191,8 @@ async def test_garbage_is_refused_in_words(served, api):
 
 
 async def test_no_key_a_wrong_key_and_a_revoked_key_get_nothing(served, user):
-    row, key = await in_db(actions.create_api_key)(user=user, name="old", by=None)
-    await in_db(actions.revoke_api_key)(row, by=None)
+    row, key = await in_db(key_actions.create_api_key)(user=user, name="old", by=None)
+    await in_db(key_actions.revoke_api_key)(row, by=None)
     for program in (Api(""), Api("sk-wrong"), Api(key)):
         for path in ("/v1/models", "/v1/models/fake"):
             response = await program.get(path)

@@ -6,7 +6,7 @@ from collections.abc import AsyncIterator
 import pytest
 from channels.db import database_sync_to_async
 
-from accounts import actions as account_actions
+from accounts import key_actions
 from accounts.models import User
 from gateway.models import UsageRecord
 from gateway.upstream import close_session
@@ -58,7 +58,7 @@ async def user() -> User:
 
 @pytest.fixture
 async def api(user: User) -> Api:
-    _, key = await in_db(account_actions.create_api_key)(user=user, name="test", by=None)
+    _, key = await in_db(key_actions.create_api_key)(user=user, name="test", by=None)
     return Api(key)
 
 

@@ -6,7 +6,7 @@ from collections.abc import AsyncIterator
 import pytest
 from channels.db import database_sync_to_async
 
-from accounts import actions as account_actions
+from accounts import key_actions
 from accounts.models import User
 from gateway.models import UsageRecord
 from gateway.upstream import close_session
@@ -44,7 +44,7 @@ async def served(portal: Portal, their_key: str) -> AsyncIterator[ServedModel]:
 async def api() -> Api:
     @database_sync_to_async
     def make() -> str:
-        _, key = account_actions.create_api_key(user=User.objects.create_user("ada"), name="test", by=None)
+        _, key = key_actions.create_api_key(user=User.objects.create_user("ada"), name="test", by=None)
         return key
 
     return Api(await make())
