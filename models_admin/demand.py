@@ -1,6 +1,7 @@
 """Who asks for what: the few facts about use that processes and machines tell each other, in Valkey.
 
-Requests that wait for a model say so (`ask`), again and again while they wait. Nodes report what each replica is doing
+Requests that wait for a model say so (`ask`), again and again while they wait; so do those that wait for a slot
+(`wait`). Nodes report what each replica is doing
 (`report`). The scheduler reads both. Losing them loses nothing: they are said again within seconds.
 """
 
@@ -13,6 +14,7 @@ from redis import RedisError
 # Longer than the pause between two asks, shorter than a load that nobody wants any more should last.
 _ASKED_S = 8
 _REPORT_S = 15
+_WAITING_S = 3
 _SINCE_S = 600
 
 
@@ -39,6 +41,22 @@ def is_asked(served_pk: int) -> bool:
         return bool(cache.get(f"asked:{served_pk}"))
     except RedisError:
         return False
+
+
+def wait(served_pk: int, requests: int) -> None:
+    """So many requests wait for a slot of the model; said again every second while they do."""
+    try:
+        cache.set(f"waiting:{served_pk}", requests, _WAITING_S)
+    except RedisError:
+        return
+
+
+def waiting_for(served_pk: int) -> int:
+    """How many requests wait for a slot of the model."""
+    try:
+        return int(cache.get(f"waiting:{served_pk}") or 0)
+    except RedisError:
+        return 0
 
 
 def report(instance_pk: UUID, now: Report) -> None:
