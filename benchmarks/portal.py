@@ -1,9 +1,10 @@
-"""A portal to measure, alone on its machine's sockets: embedded services, one web process, one generator."""
+"""A portal to measure, alone on its machine's sockets: embedded services, the web process, what else is asked for."""
 
 import os
 import shutil
 import signal
 import subprocess
+import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -20,7 +21,7 @@ from llamaproj.up.postgres import Postgres
 from llamaproj.up.program import Program
 from llamaproj.up.valkey import Valkey
 
-_READY_S = 30
+_READY_S = 120
 _STOP_S = 10
 URL = f"http://127.0.0.1:{PORT}"
 
@@ -28,13 +29,15 @@ URL = f"http://127.0.0.1:{PORT}"
 class Portal:
     """Running as long as the block; its folder is gone afterwards."""
 
-    def __init__(self) -> None:
+    def __init__(self, *parts: str) -> None:
+        self._parts = parts or ("web", "generator")
         self._running: list[tuple[Program, subprocess.Popen[bytes]]] = []
 
     def __enter__(self) -> Self:
         try:
             self._start()
         except BaseException:
+            print(self.last_words(), file=sys.stderr)
             self.__exit__()
             raise
         return self
@@ -66,7 +69,7 @@ class Portal:
         django.setup()
         call_command("migrate", verbosity=0)
         for program in (*processes.first(), *processes.later()):
-            if program.name in {"web", "generator"}:
+            if program.name in self._parts:
                 self._run(program)
         _wait_for(_web_answers, "the web process")
 
