@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 from functools import partial
+from uuid import UUID, uuid4
 
 from django.db import transaction
 from django.db.models import Max, Q
@@ -29,23 +30,32 @@ class Sent:
 
 
 @transaction.atomic
-def begin(*, owner: User, text: str, served: ServedModel) -> Conversation:
-    """A new conversation with its first message. Raises `InvalidInput`."""
+def begin(*, owner: User, text: str, served: ServedModel, pk: UUID | None = None) -> Conversation:
+    """A new conversation with its first message. Raises `InvalidInput`, and `Conflict` for a key that is taken."""
     text = _checked(text)
-    conversation = Conversation.objects.create(owner=owner, served=served, title=_title_of(text))
+    if pk is not None and Conversation.objects.filter(pk=pk).exists():
+        raise Conflict("There is a conversation with this id already.", param="id")
+    conversation = Conversation.objects.create(
+        pk=pk or uuid4(), owner=owner, served=served, title=_title_of(text)
+    )
     send(conversation, text=text, served=served)
     return conversation
 
 
 @transaction.atomic
-def send(conversation: Conversation, *, text: str, served: ServedModel) -> Sent:
-    """Add a message and queue its answer. Raises `InvalidInput` or `AnswerUnfinished`; then nothing has changed."""
+def send(conversation: Conversation, *, text: str, served: ServedModel, pk: UUID | None = None) -> Sent:
+    """Add a message and queue its answer.
+
+    Raises `InvalidInput`, `AnswerUnfinished`, and `Conflict` for a key that is taken; then nothing has changed.
+    """
     text = _checked(text)
     Conversation.objects.select_for_update().get(pk=conversation.pk)
+    if pk is not None and Message.objects.filter(pk=pk).exists():
+        raise Conflict("There is a message with this id already.", param="id")
     if conversation.messages.exclude(status__in=FINAL).exists():
         raise AnswerUnfinished
     number = (conversation.messages.aggregate(last=Max("number"))["last"] or 0) + 1
-    message = conversation.messages.create(number=number, role=Message.Role.USER, text=text)
+    message = conversation.messages.create(pk=pk or uuid4(), number=number, role=Message.Role.USER, text=text)
     answer = conversation.messages.create(
         number=number + 1,
         role=Message.Role.ASSISTANT,

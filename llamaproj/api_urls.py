@@ -13,4 +13,5 @@ urlpatterns = [
     path("v1/", include("accounts.api_urls")),
     path("v1/", include("accounts.people.api_urls")),
     path("v1/", include("models_admin.api_urls")),
+    path("v1/", include("chat.api_urls")),
 ]

@@ -1,0 +1,11 @@
+"""URLs of conversations, below /api/v1/."""
+
+from rest_framework.routers import SimpleRouter
+
+from chat import api
+
+router = SimpleRouter(use_regex_path=False)
+router.register("conversations", api.ConversationViewSet, basename="api-conversation")
+router.register("generations", api.GenerationViewSet, basename="api-generation")
+
+urlpatterns = router.urls
