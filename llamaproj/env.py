@@ -77,6 +77,13 @@ def _address(text: str) -> str:
     return text.rstrip("/")
 
 
+def _origins(text: str) -> list[str]:
+    origins = [_address(name) for name in _names(text)]
+    if any(urlsplit(origin).path for origin in origins):
+        raise ValueError("an origin is a scheme, a host and a port, such as https://app.example.org")
+    return origins
+
+
 def _folder(text: str) -> Path:
     return Path(text).expanduser().resolve()
 
@@ -102,6 +109,7 @@ ADMIN_PASSWORD = _read("ADMIN_PASSWORD", "", str)
 DEMO_MODEL = _read("DEMO_MODEL", True, _flag)
 ALLOWED_HOSTS = _read("ALLOWED_HOSTS", ["localhost", "127.0.0.1", "[::1]"], _names)
 CSRF_TRUSTED_ORIGINS: list[str] = _read("CSRF_TRUSTED_ORIGINS", [], _names)
+CORS_ALLOWED_ORIGINS: list[str] = _read("CORS_ALLOWED_ORIGINS", [], _origins)
 DEBUG = _read("DEBUG", False, _flag)
 SECURE = _read("SECURE", False, _flag)
 HF_ENDPOINT = _read("HF_ENDPOINT", "https://huggingface.co", _address)

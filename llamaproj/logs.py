@@ -88,6 +88,7 @@ def configure(*, level: str, format_: str) -> None:
                 "celery.app.trace": {"level": "WARNING"},
                 "celery.worker.strategy": {"level": "WARNING"},
                 "celery.beat": {"level": "WARNING"},
+                "gateway.openai.access": {"level": "WARNING"} if as_text else {},
                 "django_structlog.middlewares.request": {"level": "WARNING"} if as_text else {},
             },
         }

@@ -24,6 +24,8 @@ SECRET_KEY = env.secret_key()
 DEBUG = env.DEBUG
 ALLOWED_HOSTS = env.ALLOWED_HOSTS
 CSRF_TRUSTED_ORIGINS = env.CSRF_TRUSTED_ORIGINS
+# Other sites' pages that may use the APIs with a key, never with the browser's session.
+CORS_ALLOWED_ORIGINS = env.CORS_ALLOWED_ORIGINS
 # A long conversation sent by a program, with room to spare.
 DATA_UPLOAD_MAX_MEMORY_SIZE = 16 * 1024 * 1024
 SESSION_COOKIE_HTTPONLY = True
