@@ -92,6 +92,13 @@ def _folders(text: str) -> list[Path]:
     return [_folder(part) for part in text.split(os.pathsep) if part]
 
 
+def _programs(text: str) -> list[str]:
+    paths = [part for part in text.split(os.pathsep) if part]
+    if not all(part.startswith("/") for part in paths):
+        raise ValueError("use absolute paths")
+    return paths
+
+
 HOST = _read("HOST", "127.0.0.1", str)
 PORT = _read("PORT", 8000, _port)
 DATA_DIR = _read(
@@ -99,6 +106,7 @@ DATA_DIR = _read(
 )
 MODELS_DIRS = _read("MODELS_DIR", [DATA_DIR / "models"], _folders)
 LLAMA_SERVER_BIN = _read("LLAMA_SERVER_BIN", "", str)
+LLAMA_SERVER_BINS: list[str] = _read("LLAMA_SERVER_BINS", [], _programs)
 ASGI_SERVER = _read("ASGI_SERVER", "uvicorn", _choice("uvicorn", "daphne", "granian"))
 NODE_NAME = _read("NODE_NAME", socket.gethostname(), str)
 NODE_ADDRESS = _read("NODE_ADDRESS", "", str)
@@ -114,6 +122,13 @@ DEBUG = _read("DEBUG", False, _flag)
 SECURE = _read("SECURE", False, _flag)
 HF_ENDPOINT = _read("HF_ENDPOINT", "https://huggingface.co", _address)
 HF_TOKEN = _read("HF_TOKEN", "", str)
+REQUIRE_MFA = _read("REQUIRE_MFA", False, _flag)
+OIDC_SERVER_URL = _read("OIDC_SERVER_URL", "", _address)
+OIDC_CLIENT_ID = _read("OIDC_CLIENT_ID", "", str)
+OIDC_CLIENT_SECRET = _read("OIDC_CLIENT_SECRET", "", str)
+OIDC_NAME = _read("OIDC_NAME", "Single sign-on", str)
+OIDC_SIGNUP = _read("OIDC_SIGNUP", "closed", _choice("closed", "open"))
+OIDC_TEAM = _read("OIDC_TEAM", "", str)
 METRICS_TOKEN = _read("METRICS_TOKEN", "", str)
 LOG_LEVEL = _read("LOG_LEVEL", "info", _choice("debug", "info", "warning", "error")).upper()
 LOG_FORMAT = _read("LOG_FORMAT", "", _choice("console", "json"))
@@ -191,6 +206,7 @@ def outside_environment() -> dict[str, str]:
         "METRICS_TOKEN",
         "LLAMA_API_KEY",
         "HF_TOKEN",
+        "OIDC_CLIENT_SECRET",
     }
     return {
         name: value

@@ -10,7 +10,7 @@ from functools import lru_cache
 from pathlib import Path
 
 from llamaproj import env
-from models_admin.engine import embedded_engine, process
+from models_admin.engine import embedded_engine, named_files, process
 from models_admin.errors import EngineMissing
 
 _HELP_TIMEOUT_S = 20
@@ -34,8 +34,7 @@ class Engine:
 def find(binary: str = "") -> Engine:
     """The engine of this machine: `binary` where one is named. Raises `EngineMissing` with the reason."""
     if binary:
-        if shutil.which(binary) is None:
-            raise EngineMissing(f"{binary} isn't a program that can be run on this machine.")
+        named_files.check_program(binary)
         return _outside(binary)
     if env.LLAMA_SERVER_BIN:
         path = shutil.which(env.LLAMA_SERVER_BIN)

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from llamaproj import env
 from llamaproj.errors import InvalidInput
-from models_admin.engine import instance_log, process
+from models_admin.engine import instance_log, named_files, process
 from models_admin.engine.engine import Engine
 from models_admin.engine.launch_config import LaunchConfig
 from models_admin.models import LaunchParameters
@@ -68,6 +68,8 @@ class LaunchSpec:
         if not 0 < self.port < 65536 or self.config.context_tokens < 1 or self.config.slots < 1:
             raise InvalidInput("Port, context size and slots must be positive numbers.")
         check_extra_flags(self.config.extra_flags)
+        draft = [self.config.draft_model] if self.config.draft_model else []
+        named_files.check_readable([*self.config.lora, *draft])
 
     def argv(self, engine: Engine) -> list[str]:
         """The command as a list; flags that an older build doesn't know are left out where it can do without."""

@@ -11,7 +11,7 @@ from django.core.exceptions import ValidationError
 from django.urls import URLPattern, URLResolver, get_resolver
 
 from llamaproj.errors import InvalidInput
-from models_admin.engine import launch, launch_config
+from models_admin.engine import launch, launch_config, named_files
 from models_admin.engine.launch_config import LaunchConfig
 from models_admin.memory import footprint
 from models_admin.models import LaunchParameters, PortalConfig, ServedModel
@@ -89,6 +89,8 @@ def _check_values(layer: LaunchParameters) -> None:
         path = getattr(layer, name)
         if path and not PurePosixPath(path).is_absolute():
             raise InvalidInput("This is an absolute path: it begins with /.", param=name)
+    for param, complaint in named_files.complaints(layer):
+        raise InvalidInput(complaint, param=param)
     launch.check_extra_flags(layer.extra_flags)
 
 

@@ -63,6 +63,9 @@ class Node(models.Model):
     # [{"index": 0, "name": "…", "memory_bytes": …, "free_bytes": …, "by_pid": {"123": bytes}}, …]
     gpus = models.JSONField(default=list, blank=True)
     engine = models.CharField(max_length=200, blank=True)
+    # What its settings allow: MODELS_DIR, and the programs that a model may name.
+    model_folders = models.JSONField(default=list, blank=True, editable=False)
+    programs = models.JSONField(default=list, blank=True, editable=False)
     # By the database's clock.
     last_seen = models.DateTimeField(null=True, blank=True)
     # The data folder whose worker announces itself under this name: a second machine can't take it.

@@ -55,7 +55,9 @@ class LaunchParameters(models.Model):
         STRICT = "strict", "strict: nothing of a prompt is kept for the next one"
 
     binary = models.CharField(
-        max_length=500, blank=True, help_text="Path of llama-server; empty: the one each node finds."
+        max_length=500,
+        blank=True,
+        help_text="Path of llama-server, one of those in the node's LLAMA_SERVER_BINS; empty: the one it finds.",
     )
     host = models.CharField(
         max_length=255,
@@ -123,10 +125,15 @@ class LaunchParameters(models.Model):
         null=True, blank=True, help_text="Load the projector that lies beside the model."
     )
     lora = models.JSONField(
-        default=list, blank=True, validators=[check_paths], help_text="Paths of LoRA adapters."
+        default=list,
+        blank=True,
+        validators=[check_paths],
+        help_text="Paths of LoRA adapters below a model folder of the node.",
     )
     draft_model = models.CharField(
-        max_length=1024, blank=True, help_text="Path of a small model that drafts tokens for this one."
+        max_length=1024,
+        blank=True,
+        help_text="Path of a small model below a model folder of the node, to draft tokens for this one.",
     )
     chat_template = models.TextField(
         blank=True,

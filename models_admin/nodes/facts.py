@@ -15,7 +15,7 @@ from django.db.models import Q
 from django.db.models.functions import Now
 
 from llamaproj import env
-from models_admin.engine import process
+from models_admin.engine import named_files, process
 from models_admin.errors import NameTaken
 from models_admin.models import SILENT_AFTER, Node
 from models_admin.nodes.gpus import Nvml
@@ -45,6 +45,8 @@ def facts(nvml: Nvml = _nvml) -> dict[str, Any]:
             for index, gpu in enumerate(nvml.read())
         ],
         "engine": engine_name(),
+        "model_folders": [str(folder) for folder in env.MODELS_DIRS],
+        "programs": named_files.programs(),
     }
 
 

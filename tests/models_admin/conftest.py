@@ -19,7 +19,13 @@ HASTY = Patience(start=20, silent=1.0, drain=3.0, term=1.0, ready_long=0.5, cras
 
 @pytest.fixture
 def node(db: None) -> Node:
-    return Node.objects.create(name=env.NODE_NAME, memory_bytes=2**34, cpu_count=2)
+    return Node.objects.create(
+        name=env.NODE_NAME,
+        memory_bytes=2**34,
+        cpu_count=2,
+        model_folders=["/"],
+        programs=["/opt/llama-server"],
+    )
 
 
 @pytest.fixture

@@ -21,6 +21,12 @@ NEW = Engine(
 OLD = Engine(("llama-server",), "old", frozenset({"--no-webui"}))
 
 
+@pytest.fixture(autouse=True)
+def everywhere(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Files that are named may lie anywhere: `test_named_files` is about where they may."""
+    monkeypatch.setattr(env, "MODELS_DIRS", [Path("/")])
+
+
 def spec(**fields: object) -> LaunchSpec:
     known = {
         "model_path": "/m.gguf",
