@@ -27,6 +27,15 @@ def count(served: ServedModel, portal: PortalConfig | None = None) -> int:
     )
 
 
+def is_under_way(served: ServedModel) -> bool:
+    """True while the model's replicas are being replaced: old ones still run, or leave before a new one is ready."""
+    config = launch_config.of(served)
+    replicas = list(served.instances.current().select_related("file", "served__file"))
+    outdated = {S(one.state) for one in replicas if launch_config.is_outdated(one, config)}
+    fresh = {S(one.state) for one in replicas if not launch_config.is_outdated(one, config)}
+    return bool(outdated & {S.STARTING, S.READY}) or (S.DRAINING in outdated and S.READY not in fresh)
+
+
 def by_portal(portal: PortalConfig) -> list[Replacement]:
     """What the portal's configuration, as it is in memory, replaces."""
     rows = ServedModel.objects.exclude(file=None).select_related("file").prefetch_related("instances__file")

@@ -79,6 +79,24 @@ def test_restart_makes_what_runs_outdated(served: ServedModel, node: Node, admin
     assert running.launched != now
 
 
+def test_restart_twice_is_restart_once(served: ServedModel, node: Node, admin: User) -> None:
+    now = launch_config.of(served).snapshot()
+    old = Instance.objects.create(served=served, node=node, state=S.READY, launched=now)
+    actions.restart(served, by=admin)
+    fresh = Instance.objects.create(served=served, node=node, state=S.STARTING, launched=now)
+    actions.restart(served, by=admin)
+    old.move_to(S.DRAINING, "")
+    actions.restart(served, by=admin)
+    fresh.refresh_from_db()
+    assert fresh.launched == now
+    assert AuditEntry.objects.count() == 1
+
+    fresh.move_to(S.READY, "")
+    actions.restart(served, by=admin)
+    fresh.refresh_from_db()
+    assert fresh.launched != now
+
+
 @pytest.mark.parametrize(("replicas", "most"), [(-1, None), (17, None), (2, 1), (0, 0), (1, 17)])
 def test_a_scale_that_makes_no_sense_is_refused(
     served: ServedModel, admin: User, replicas: int, most: int | None
