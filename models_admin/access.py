@@ -1,5 +1,8 @@
 """Who may see and do what with models."""
 
+from django.http import HttpRequest
+
+from accounts.access import person
 from accounts.models import User
 from llamaproj.errors import NotAllowed, NotFound
 from models_admin.models import ServedModel, ServedModelQuerySet
@@ -10,10 +13,12 @@ def may_manage(user: User) -> bool:
     return user.is_active and user.is_staff
 
 
-def require_manager(user: User) -> None:
-    """Raise `NotAllowed` for everybody else."""
+def manager(request: HttpRequest) -> User:
+    """Who sends the request, where they manage models. Raises `NotAllowed` for everybody else."""
+    user = person(request)
     if not may_manage(user):
         raise NotAllowed("Only administrators manage models.")
+    return user
 
 
 def visible(user: User) -> ServedModelQuerySet:

@@ -1,6 +1,5 @@
 """Models in the admin site. What changes something goes through the same actions as every other door."""
 
-from collections.abc import Callable
 from typing import Any
 
 from django import forms
@@ -16,8 +15,8 @@ from unfold.decorators import display
 from unfold.widgets import UnfoldAdminTextareaWidget, UnfoldAdminTextInputWidget
 
 from accounts.access import person
-from llamaproj.errors import LlamaProjError
 from models_admin import access, actions, configuration, overview, replacement
+from models_admin.admin_rows import ReadOnly, apply_to_each
 from models_admin.external.admin import ExternalServerAdmin
 from models_admin.forms import (
     LAUNCH_GROUPS,
@@ -55,22 +54,6 @@ _COLOURS = {
 }
 
 
-class ReadOnly:
-    """Rows that the portal writes itself."""
-
-    def has_add_permission(self, request: HttpRequest, obj: Any = None) -> bool:
-        """Nobody adds them."""
-        return False
-
-    def has_change_permission(self, request: HttpRequest, obj: Any = None) -> bool:
-        """Nobody changes them."""
-        return False
-
-    def has_delete_permission(self, request: HttpRequest, obj: Any = None) -> bool:
-        """Nobody deletes them."""
-        return False
-
-
 def fieldsets(groups: tuple[tuple[str, tuple[str, ...]], ...]) -> list[tuple[str, dict[str, Any]]]:
     """Groups of a form as the admin site has them; those that few need are folded."""
     return [
@@ -88,12 +71,19 @@ class LaunchAdmin(ModelAdmin):
             several = issubclass(LIST_FIELDS[db_field.name].widget, forms.Textarea)
             kwargs["widget"] = UnfoldAdminTextareaWidget() if several else UnfoldAdminTextInputWidget()
             return db_field.formfield(**kwargs | {"form_class": LIST_FIELDS[db_field.name]})
+        if db_field.many_to_many:
+            # The site's own, which searches.
+            kwargs.pop("widget", None)
         return super().formfield_for_dbfield(db_field, request, **kwargs)
 
     def say_replacements(self, request: HttpRequest, form: LaunchForm) -> None:
         """Tell which running replicas the change replaces."""
         if sentence := replacement.in_words(form.replacements()):
             self.message_user(request, sentence, messages.WARNING)
+
+
+def _name(served: ServedModel) -> str:
+    return served.name
 
 
 @admin.register(ServedModel)
@@ -140,22 +130,22 @@ class ServedModelAdmin(LaunchAdmin):
 
     def delete_queryset(self, request: HttpRequest, queryset: QuerySet[ServedModel]) -> None:
         """Through the action, which refuses what runs."""
-        self._each(request, queryset, actions.remove, "removed")
+        apply_to_each(request, queryset, actions.remove, "removed", _name)
 
     @admin.action(description="Start")
     def start_models(self, request: HttpRequest, queryset: QuerySet[ServedModel]) -> None:
         """Start those chosen."""
-        self._each(request, queryset, actions.start, "asked to start")
+        apply_to_each(request, queryset, actions.start, "asked to start", _name)
 
     @admin.action(description="Stop")
     def stop_models(self, request: HttpRequest, queryset: QuerySet[ServedModel]) -> None:
         """Stop those chosen."""
-        self._each(request, queryset, actions.stop, "asked to stop")
+        apply_to_each(request, queryset, actions.stop, "asked to stop", _name)
 
     @admin.action(description="Restart")
     def restart_models(self, request: HttpRequest, queryset: QuerySet[ServedModel]) -> None:
         """Restart those chosen."""
-        self._each(request, queryset, actions.restart, "asked to restart")
+        apply_to_each(request, queryset, actions.restart, "asked to restart", _name)
 
     @display(description="State", label=_COLOURS)
     def shown_state(self, served: ServedModel) -> str:
@@ -174,17 +164,6 @@ class ServedModelAdmin(LaunchAdmin):
         return format_html(
             '<a href="{}">Replicas, timeline and log</a>', reverse("model", args=[served.slug])
         )
-
-    def _each(
-        self, request: HttpRequest, queryset: QuerySet[ServedModel], verb: Callable[..., None], done: str
-    ) -> None:
-        for served in queryset:
-            try:
-                verb(served, by=person(request))
-            except LlamaProjError as error:
-                self.message_user(request, error.message, messages.ERROR)
-            else:
-                self.message_user(request, f"{served.name}: {done}.", messages.SUCCESS)
 
 
 @admin.register(PortalConfig)

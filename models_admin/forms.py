@@ -3,7 +3,7 @@
 import shlex
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from django import forms
 from django.db import models
@@ -86,7 +86,7 @@ _LABELS = {
 _HELP = {
     "slug": "What programs send as “model”.",
     "node_labels": "Labels with commas between them; a machine must have all. Empty: on any.",
-    "lora": "One path a line, as the machine that runs it has it.",
+    "lora": "One path a line, inside a model folder of the machine that runs it.",
     "extra_flags": "Of llama-server, as on its command line: --mlock --temp 0.7",
     "host": "Where it listens. Empty: the machine's own address.",
     "answer_tokens": "Where an answer in a chat is cut off.",
@@ -196,7 +196,6 @@ class LaunchForm(_Form):
             field.label = _LABELS.get(name, field.label)
             field.help_text = _HELP.get(name, field.help_text)
             if isinstance(field, forms.ModelMultipleChoiceField) and not Team.objects.exists():
-                field.widget.attrs["size"] = 1
                 field.help_text = "There are no teams yet, so it is open to everybody."
             if isinstance(field.widget, forms.Textarea):
                 field.widget.attrs["rows"] = 4 if name == "chat_template" else 2
@@ -261,6 +260,7 @@ class ServedModelForm(LaunchForm):
         model = ServedModel
         fields = [name for _, names in MODEL_GROUPS + LAUNCH_GROUPS for name in names]
         field_classes = LIST_FIELDS
+        widgets: ClassVar = {"teams": forms.CheckboxSelectMultiple}
 
     instance: ServedModel
 

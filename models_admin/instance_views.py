@@ -1,15 +1,12 @@
 """Pages about what runs of a model: ways out of trouble, and logs to take away."""
 
-from django.contrib import messages
 from django.contrib.auth.decorators import login_required
 from django.http import HttpRequest, HttpResponse, StreamingHttpResponse
 from django.http.response import HttpResponseBase
-from django.shortcuts import get_object_or_404, redirect
-from django.utils.cache import patch_vary_headers
+from django.shortcuts import get_object_or_404
 from django.views.decorators.http import require_POST, require_safe
 
-from accounts.access import person
-from models_admin import access, fragments, notes, remedies
+from models_admin import access, answers, fragments, notes, remedies
 from models_admin.engine import instance_log
 from models_admin.models import Instance
 
@@ -18,25 +15,23 @@ from models_admin.models import Instance
 @login_required
 def remedy(request: HttpRequest, slug: str, code: str) -> HttpResponse:
     """Change what a remedy changes, and start the model again."""
-    user = person(request)
-    access.require_manager(user)
+    user = access.manager(request)
     served = access.find_visible(user, slug)
     applied = remedies.apply(served, code, by=user)
-    if request.headers.get("HX-Request"):
-        response = HttpResponse(fragments.diagnosis(user, access.find_visible(user, slug)))
-    else:
-        messages.success(request, f"{applied.label}: done. {served.name} is started again.")
-        response = redirect("model", slug=slug)
-    patch_vary_headers(response, ["HX-Request"])
-    return response
+    return answers.changed(
+        request,
+        lambda: fragments.diagnosis(user, access.find_visible(user, slug)),
+        "model",
+        f"{applied.label}: done. {served.name} is started again.",
+        slug=slug,
+    )
 
 
 @require_safe
 @login_required
 def log(request: HttpRequest, slug: str, pk: str) -> HttpResponseBase:
     """A replica's whole log where it ran on this machine, otherwise what its node has told of it."""
-    user = person(request)
-    access.require_manager(user)
+    user = access.manager(request)
     served = access.find_visible(user, slug)
     instance = get_object_or_404(Instance, pk=pk, served=served)
     if instance_log.path_of(str(instance.pk)).exists():

@@ -6,6 +6,7 @@ from datetime import datetime
 from models_admin import notes
 from models_admin.memory import footprint
 from models_admin.models import Instance, PortalConfig, ServedModel
+from models_admin.states import ALIVE
 from models_admin.states import InstanceState as S
 
 # A model is as well as its best replica.
@@ -31,6 +32,11 @@ class Replica:
     rate: float | None
 
     @property
+    def lives(self) -> bool:
+        """True where its process is there; the pid of another one tells nothing."""
+        return S(self.instance.state) in ALIVE
+
+    @property
     def word(self) -> str:
         """Its state in a word, and how far it is."""
         progress = self.instance.progress
@@ -52,9 +58,12 @@ class Overview:
     @property
     def word(self) -> str:
         """The state in a word."""
-        if self.state == S.STOPPED and self.served.enabled and self.served.on_demand:
-            return "on demand"
-        return WORDS[self.state]
+        return "on demand" if self.waits_for_demand else WORDS[self.state]
+
+    @property
+    def waits_for_demand(self) -> bool:
+        """True where nothing runs and whoever asks for it has it loaded."""
+        return self.state == S.STOPPED and self.served.enabled and self.served.on_demand
 
     @property
     def needs_reason(self) -> bool:
@@ -83,6 +92,21 @@ class Overview:
     def can_stop(self) -> bool:
         """True where Stop would change something."""
         return self.served.enabled or self.served.desired_replicas > 0
+
+    @property
+    def can_restart(self) -> bool:
+        """True where a process of ours runs that another could replace."""
+        return (
+            self.can_stop
+            and not self.served.external
+            and any(one.instance.state in {S.STARTING, S.READY} for one in self.replicas)
+        )
+
+    @property
+    def is_diagnosed(self) -> bool:
+        """True where its page tells the cause of the failure, so that the reason would only repeat it."""
+        failed = [one.instance for one in self.replicas if one.instance.state == S.FAILED]
+        return self.state == S.FAILED and any(one.cause for one in failed)
 
     @property
     def tokens_per_second(self) -> float | None:

@@ -1,6 +1,7 @@
 """The pages of models."""
 
 from collections.abc import Callable
+from datetime import timedelta
 
 from django.contrib import messages
 from django.contrib.auth.decorators import login_required
@@ -11,12 +12,12 @@ from django.utils.cache import patch_vary_headers
 from django.views.decorators.http import require_http_methods, require_POST, require_safe
 
 from accounts.access import person
-from accounts.models import User
 from models_admin import access, actions, configuration, fragments, replacement
 from models_admin.engine import launch_config, launch_rules
 from models_admin.forms import NewModelForm, PortalConfigForm, ServedModelForm
 from models_admin.models import ModelFile, PortalConfig, ServedModel
 from models_admin.replacement import Replacement
+from models_admin.templatetags.amounts import span
 
 Verb = Callable[..., None]
 
@@ -38,7 +39,10 @@ def detail(request: HttpRequest, slug: str) -> HttpResponse:
     user = person(request)
     served = access.find_visible(user, slug)
     manager = access.may_manage(user)
-    context = fragments.replicas_context(served) | {"config": launch_config.of(served)}
+    portal = PortalConfig.current()
+    idle_timeout = span(timedelta(seconds=served.idle_timeout_s or portal.idle_timeout_s))
+    context = fragments.replicas_context(served)
+    context |= {"config": launch_config.of(served, portal), "idle_timeout": idle_timeout}
     if manager:
         choice = fragments.LogChoice.of(request.GET)
         context |= fragments.log_context(served, choice) | fragments.slots_context(served)
@@ -71,7 +75,7 @@ def restart(request: HttpRequest, slug: str) -> HttpResponse:
 @login_required
 def remove(request: HttpRequest, slug: str) -> HttpResponse:
     """Serve it no more."""
-    user = _manager(request)
+    user = access.manager(request)
     served = access.find_visible(user, slug)
     kept = "server" if served.external else "file"
     actions.remove(served, by=user)
@@ -83,7 +87,7 @@ def remove(request: HttpRequest, slug: str) -> HttpResponse:
 @login_required
 def scan(request: HttpRequest) -> HttpResponse:
     """Look for files on every node."""
-    actions.scan(by=_manager(request))
+    actions.scan(by=access.manager(request))
     messages.info(request, "The folders are being read; new files appear below.")
     return redirect("models")
 
@@ -92,7 +96,7 @@ def scan(request: HttpRequest) -> HttpResponse:
 @login_required
 def add(request: HttpRequest, pk: int) -> HttpResponse:
     """Serve a file."""
-    user = _manager(request)
+    user = access.manager(request)
     file = get_object_or_404(ModelFile.objects.select_related("node"), pk=pk)
     form = NewModelForm(request.POST or None, instance=ServedModel(file=file), initial=actions.suggest(file))
     if form.is_valid():
@@ -110,7 +114,7 @@ def add(request: HttpRequest, pk: int) -> HttpResponse:
 @login_required
 def edit(request: HttpRequest, slug: str) -> HttpResponse:
     """Change a model's settings. What replaces running replicas is asked once more."""
-    user = _manager(request)
+    user = access.manager(request)
     served = access.find_visible(user, slug)
     form = ServedModelForm(request.POST or None, instance=served)
     context = {"form": form, "file": served.file, "served": served}
@@ -131,7 +135,7 @@ def edit(request: HttpRequest, slug: str) -> HttpResponse:
 @login_required
 def config(request: HttpRequest) -> HttpResponse:
     """The portal's configuration. What replaces running replicas is asked once more."""
-    user = _manager(request)
+    user = access.manager(request)
     form = PortalConfigForm(request.POST or None, instance=PortalConfig.current())
     if not form.is_valid():
         status = 422 if form.errors else 200
@@ -161,7 +165,7 @@ def _say_doubts(request: HttpRequest, served: ServedModel) -> None:
 
 def _acted(request: HttpRequest, slug: str, verb: Verb) -> HttpResponse:
     """Do it; answer with the piece of the page that shows it, or go back to the page."""
-    user = _manager(request)
+    user = access.manager(request)
     served = access.find_visible(user, slug)
     verb(served, by=user)
     own_page = request.headers.get("HX-Target", "").endswith("model-head")
@@ -171,9 +175,3 @@ def _acted(request: HttpRequest, slug: str, verb: Verb) -> HttpResponse:
     response = HttpResponse(fragments.head(user, fresh) if own_page else fragments.model(user, fresh))
     patch_vary_headers(response, ["HX-Request", "HX-Target"])
     return response
-
-
-def _manager(request: HttpRequest) -> User:
-    user = person(request)
-    access.require_manager(user)
-    return user

@@ -12,7 +12,7 @@ from unfold.decorators import display
 from unfold.widgets import UnfoldAdminPasswordWidget, UnfoldAdminTextInputWidget
 
 from accounts.access import person
-from llamaproj.errors import LlamaProjError
+from models_admin.admin_rows import apply_to_each
 from models_admin.external import actions as external_actions
 from models_admin.external import tasks as external_tasks
 from models_admin.external.forms import ExternalServerForm
@@ -69,23 +69,17 @@ class ExternalServerAdmin(ModelAdmin):
 
     def delete_queryset(self, request: HttpRequest, queryset: QuerySet[ExternalServer]) -> None:
         """Through the action, which refuses what serves models."""
-        for server in queryset:
-            try:
-                external_actions.remove(server, by=person(request))
-            except LlamaProjError as error:
-                self.message_user(request, error.message, messages.ERROR)
+        apply_to_each(request, queryset, external_actions.remove, "removed")
 
     @admin.action(description="Switch on")
     def enable_servers(self, request: HttpRequest, queryset: QuerySet[ExternalServer]) -> None:
         """Switch on those chosen."""
-        for server in queryset:
-            external_actions.enable(server, by=person(request))
+        apply_to_each(request, queryset, external_actions.enable, "switched on")
 
     @admin.action(description="Switch off")
     def disable_servers(self, request: HttpRequest, queryset: QuerySet[ExternalServer]) -> None:
         """Switch off those chosen."""
-        for server in queryset:
-            external_actions.disable(server, by=person(request))
+        apply_to_each(request, queryset, external_actions.disable, "switched off")
 
     @admin.action(description="Ask for their models")
     def check_servers(self, request: HttpRequest, queryset: QuerySet[ExternalServer]) -> None:

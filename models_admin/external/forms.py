@@ -86,6 +86,7 @@ class ServeForm(_ModelForm):
         fields = ("name", "slug", "teams")
         labels = {"slug": "Short name"}
         help_texts = {"slug": "What programs send as “model”."}
+        widgets = {"teams": forms.CheckboxSelectMultiple}
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **{"label_suffix": ""} | kwargs)

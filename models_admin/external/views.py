@@ -10,8 +10,6 @@ from django.http import HttpRequest, HttpResponse
 from django.shortcuts import get_object_or_404, redirect, render
 from django.views.decorators.http import require_http_methods, require_POST, require_safe
 
-from accounts.access import person
-from accounts.models import User
 from llamaproj.errors import Conflict, InvalidInput
 from models_admin import access
 from models_admin.external import actions as external_actions
@@ -27,7 +25,7 @@ Result = TypeVar("Result")
 @login_required
 def index(request: HttpRequest) -> HttpResponse:
     """All servers, and the models they offer."""
-    _manager(request)
+    access.manager(request)
     return render(request, "models_admin/external.html", _context(request))
 
 
@@ -35,7 +33,7 @@ def index(request: HttpRequest) -> HttpResponse:
 @login_required
 def present(request: HttpRequest) -> HttpResponse:
     """The part of the page that changes by itself."""
-    _manager(request)
+    access.manager(request)
     return render(request, "models_admin/_external.html", _context(request))
 
 
@@ -43,7 +41,7 @@ def present(request: HttpRequest) -> HttpResponse:
 @login_required
 def add(request: HttpRequest) -> HttpResponse:
     """Make a server known, and ask it at once."""
-    user = _manager(request)
+    user = access.manager(request)
     form = ExternalServerForm(request.POST or None)
     if form.is_valid():
         values = form.values()
@@ -59,7 +57,7 @@ def add(request: HttpRequest) -> HttpResponse:
 @login_required
 def edit(request: HttpRequest, pk: int) -> HttpResponse:
     """Change a server, and ask it at once."""
-    user = _manager(request)
+    user = access.manager(request)
     server = get_object_or_404(ExternalServer, pk=pk)
     form = ExternalServerForm(request.POST or None, instance=server)
     if form.is_valid():
@@ -76,7 +74,7 @@ def edit(request: HttpRequest, pk: int) -> HttpResponse:
 @login_required
 def check(request: HttpRequest, pk: int) -> HttpResponse:
     """Ask it now."""
-    _manager(request)
+    access.manager(request)
     _say_what_it_says(request, get_object_or_404(ExternalServer, pk=pk))
     return redirect("external")
 
@@ -106,7 +104,7 @@ def remove(request: HttpRequest, pk: int) -> HttpResponse:
 @login_required
 def serve(request: HttpRequest, pk: int) -> HttpResponse:
     """Serve the model that the query's `model` names."""
-    user = _manager(request)
+    user = access.manager(request)
     server = get_object_or_404(ExternalServer, pk=pk)
     name = request.GET.get("model", "")
     if name not in server.models_offered:
@@ -146,7 +144,7 @@ def _tried(form: forms.BaseForm, action: Callable[[], Result]) -> Result | None:
 
 
 def _acted(request: HttpRequest, pk: int, verb: Callable[..., None], done: str) -> HttpResponse:
-    user = _manager(request)
+    user = access.manager(request)
     server = get_object_or_404(ExternalServer, pk=pk)
     verb(server, by=user)
     messages.success(request, f"{server.name} {done}.")
@@ -157,9 +155,3 @@ def _say_what_it_says(request: HttpRequest, server: ExternalServer) -> None:
     finding = external.check(server)
     say = messages.success if finding.healthy else messages.warning
     say(request, external.describe(server, finding))
-
-
-def _manager(request: HttpRequest) -> User:
-    user = person(request)
-    access.require_manager(user)
-    return user

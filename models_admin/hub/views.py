@@ -3,16 +3,13 @@
 from collections.abc import Callable
 from uuid import UUID
 
-from django.contrib import messages
 from django.contrib.auth.decorators import login_required
 from django.http import HttpRequest, HttpResponse
-from django.shortcuts import get_object_or_404, redirect, render
+from django.shortcuts import get_object_or_404, render
 from django.utils.cache import patch_vary_headers
 from django.views.decorators.http import require_POST, require_safe
 
-from accounts.access import person
-from accounts.models import User
-from models_admin import access
+from models_admin import access, answers
 from models_admin.hub import actions as download_actions
 from models_admin.hub import fragments as download_fragments
 from models_admin.models import Download, Node
@@ -24,7 +21,7 @@ _MAX_QUERY = 120
 @login_required
 def index(request: HttpRequest) -> HttpResponse:
     """Search the hub, look at a repository, see what is on its way."""
-    _manager(request)
+    access.manager(request)
     query, name = (request.GET.get(key, "").strip()[:_MAX_QUERY] for key in ("q", "repository"))
     context = {"manager": True} | download_fragments.hub_context(query, name)
     if request.headers.get("HX-Request"):
@@ -41,7 +38,7 @@ def index(request: HttpRequest) -> HttpResponse:
 @login_required
 def ask(request: HttpRequest) -> HttpResponse:
     """Download."""
-    user = _manager(request)
+    user = access.manager(request)
     node = get_object_or_404(Node, name=request.POST.get("node", ""))
     download = download_actions.ask(
         node,
@@ -51,7 +48,8 @@ def ask(request: HttpRequest) -> HttpResponse:
         revision=request.POST.get("revision", "") or "main",
         by=user,
     )
-    return _answer(request, user, f"{download.file_name} is on its way to {node.name}.")
+    words = f"{download.file_name} is on its way to {node.name}."
+    return answers.changed(request, lambda: download_fragments.downloads(user), "downloads", words)
 
 
 @require_POST
@@ -69,23 +67,8 @@ def retry(request: HttpRequest, pk: UUID) -> HttpResponse:
 
 
 def _acted(request: HttpRequest, pk: UUID, verb: Callable[..., None], done: str) -> HttpResponse:
-    user = _manager(request)
+    user = access.manager(request)
     download = get_object_or_404(Download.objects.select_related("node"), pk=pk)
     verb(download, by=user)
-    return _answer(request, user, f"{download.file_name} is {done}.")
-
-
-def _answer(request: HttpRequest, user: User, words: str) -> HttpResponse:
-    """The list as it is now; for a plain form the page with what was done in words."""
-    if not request.headers.get("HX-Request"):
-        messages.success(request, words)
-        return redirect("downloads")
-    response = HttpResponse(download_fragments.downloads(user))
-    patch_vary_headers(response, ["HX-Request"])
-    return response
-
-
-def _manager(request: HttpRequest) -> User:
-    user = person(request)
-    access.require_manager(user)
-    return user
+    words = f"{download.file_name} is {done}."
+    return answers.changed(request, lambda: download_fragments.downloads(user), "downloads", words)

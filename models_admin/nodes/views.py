@@ -1,15 +1,11 @@
 """The pages of nodes: administrators only."""
 
-from django.contrib import messages
 from django.contrib.auth.decorators import login_required
 from django.http import HttpRequest, HttpResponse
 from django.shortcuts import get_object_or_404, redirect, render
-from django.utils.cache import patch_vary_headers
 from django.views.decorators.http import require_http_methods, require_POST, require_safe
 
-from accounts.access import person
-from accounts.models import User
-from models_admin import access
+from models_admin import access, answers
 from models_admin.models import Node
 from models_admin.nodes import actions as node_actions
 from models_admin.nodes import fragments as node_fragments
@@ -20,7 +16,7 @@ from models_admin.nodes.forms import NodeForm
 @login_required
 def index(request: HttpRequest) -> HttpResponse:
     """All nodes: what they have, and what sits where."""
-    _manager(request)
+    access.manager(request)
     return render(request, "models_admin/nodes.html", node_fragments.nodes_context() | {"manager": True})
 
 
@@ -28,16 +24,18 @@ def index(request: HttpRequest) -> HttpResponse:
 @login_required
 def accept(request: HttpRequest, pk: int) -> HttpResponse:
     """Place replicas there (`accepts=1`), or nothing new any more."""
-    user = _manager(request)
-    node_actions.accept(get_object_or_404(Node, pk=pk), request.POST.get("accepts") == "1", by=user)
-    return _acted(request, user)
+    user = access.manager(request)
+    node, accepts = get_object_or_404(Node, pk=pk), request.POST.get("accepts") == "1"
+    node_actions.accept(node, accepts, by=user)
+    words = f"Replicas are placed on {node.name} again." if accepts else f"{node.name} gets nothing new."
+    return answers.changed(request, lambda: node_fragments.nodes(user), "nodes", words)
 
 
 @require_http_methods(["GET", "POST"])
 @login_required
 def edit(request: HttpRequest, pk: int) -> HttpResponse:
     """Change labels, the memory limit, and whether it takes replicas."""
-    user = _manager(request)
+    user = access.manager(request)
     node = get_object_or_404(Node, pk=pk)
     form = NodeForm(node, request.POST or None)
     if form.is_valid():
@@ -51,24 +49,8 @@ def edit(request: HttpRequest, pk: int) -> HttpResponse:
 @login_required
 def remove(request: HttpRequest, pk: int) -> HttpResponse:
     """Forget a silent node."""
-    user = _manager(request)
+    user = access.manager(request)
     node = get_object_or_404(Node, pk=pk)
     node_actions.remove(node, by=user)
-    if not request.headers.get("HX-Request"):
-        messages.success(request, f"{node.name} is forgotten. It is back as soon as its worker runs again.")
-    return _acted(request, user)
-
-
-def _acted(request: HttpRequest, user: User) -> HttpResponse:
-    """The piece of the page that shows it, or the page."""
-    if not request.headers.get("HX-Request"):
-        return redirect("nodes")
-    response = HttpResponse(node_fragments.nodes(user))
-    patch_vary_headers(response, ["HX-Request"])
-    return response
-
-
-def _manager(request: HttpRequest) -> User:
-    user = person(request)
-    access.require_manager(user)
-    return user
+    words = f"{node.name} is forgotten. It is back as soon as its worker runs again."
+    return answers.changed(request, lambda: node_fragments.nodes(user), "nodes", words)
