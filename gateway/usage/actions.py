@@ -24,8 +24,8 @@ def set_price(
     _check(price)
     if old != (prompt_per_million, completion_per_million):
         price.save()
-        told = {"prompt": str(prompt_per_million), "completion": str(completion_per_million)}
-        audit.record(by, "usage.price", served, **told)
+        prompt, completion = str(prompt_per_million), str(completion_per_million)
+        audit.record(by, "usage.price", served, prompt=prompt, completion=completion)
     return price
 
 
