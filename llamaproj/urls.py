@@ -16,6 +16,7 @@ urlpatterns = [
     path("v1/", include("gateway.urls")),
     path("api/", include("llamaproj.api_urls")),
     path("models/", include("models_admin.urls")),
+    path("usage/", include("gateway.usage.urls")),
     path("", include("accounts.teams.urls")),
     path("", include("accounts.trail.urls")),
     path("", include("monitoring.urls")),
