@@ -1,0 +1,263 @@
+"""The REST door to usage: single requests, their sums, prices and settings."""
+
+from collections.abc import Sequence
+from datetime import UTC, timedelta
+from decimal import Decimal
+from typing import Any
+
+from django.db.models import Case, Expression, F, QuerySet, Sum, Value, When
+from django.db.models.fields import DecimalField
+from django.db.models.functions import Trunc
+from django.shortcuts import get_object_or_404
+from django.utils import timezone
+from django_filters.rest_framework import DjangoFilterBackend
+from drf_spectacular.utils import OpenApiExample, OpenApiParameter, extend_schema, extend_schema_view
+from rest_framework import mixins, status
+from rest_framework.generics import GenericAPIView
+from rest_framework.pagination import CursorPagination
+from rest_framework.permissions import BasePermission
+from rest_framework.request import Request
+from rest_framework.response import Response
+from rest_framework.views import APIView
+from rest_framework.viewsets import GenericViewSet, ReadOnlyModelViewSet
+
+from accounts.access import person
+from accounts.models import ApiKey, Team, User
+from gateway.models import Price, UsageConfig, UsageHour, UsageRecord
+from gateway.usage import actions, prices
+from gateway.usage.filters import HourFilter, RecordFilter
+from gateway.usage.prices import Prices
+from gateway.usage.serializers import (
+    GROUPS,
+    PriceSerializer,
+    RecordSerializer,
+    SumSerializer,
+    UsageConfigSerializer,
+)
+from llamaproj.errors import InvalidInput
+from llamaproj.rest_lists import Pages
+from models_admin.models import ServedModel
+
+_STEPS = ("hour", "day", "month")
+_COLUMNS = {"model": "model_slug", "key": "api_key_id", "user": "user_id", "team": "team_id", "door": "door"}
+_SUMS = (
+    "requests",
+    "errors",
+    "prompt_tokens",
+    "completion_tokens",
+    "cached_tokens",
+    "queue_ms",
+    "total_ms",
+)
+_UNSAID_DAYS = 30
+_COST = DecimalField(max_digits=30, decimal_places=6)
+_EXAMPLE = {
+    "at": "2026-11-01T00:00:00Z",
+    "model": "smollm2-135m-instruct",
+    "key": None,
+    "key_name": None,
+    "user": None,
+    "team": None,
+    "door": None,
+    "requests": 1204,
+    "errors": 3,
+    "prompt_tokens": 402118,
+    "completion_tokens": 98321,
+    "cached_tokens": 120044,
+    "mean_queue_ms": 4.2,
+    "mean_ms": 812.7,
+    "cost": "0.600000",
+    "currency": "EUR",
+}
+
+
+class AdministratorsOnly(BasePermission):
+    """Those who run the portal."""
+
+    def has_permission(self, request: Request, view: APIView) -> bool:
+        """Staff."""
+        return isinstance(request.user, User) and request.user.is_staff
+
+
+class RecordPages(CursorPagination):
+    """The newest first, in pages that stay put while new ones come in; how many there are isn't counted."""
+
+    ordering = ("-at", "-id")
+    page_size = Pages.page_size
+    page_size_query_param = "page_size"
+    max_page_size = Pages.max_page_size
+    get_page_size = Pages.get_page_size
+
+
+@extend_schema_view(
+    list=extend_schema(summary="Single requests"), retrieve=extend_schema(summary="One request")
+)
+class RecordViewSet(ReadOnlyModelViewSet[UsageRecord]):
+    """One's own requests and those of teams one manages; administrators see everybody's."""
+
+    queryset = UsageRecord.objects.none()
+    serializer_class = RecordSerializer
+    lookup_value_converter = "uuid"
+    pagination_class = RecordPages
+    filter_backends = (DjangoFilterBackend,)
+    filterset_class = RecordFilter
+
+    def get_queryset(self) -> QuerySet[UsageRecord]:
+        """Those the person may see."""
+        if not self.request:
+            return self.queryset
+        seen = UsageRecord.objects.visible_to(person(self.request))
+        return seen.select_related("user", "team", "api_key")
+
+
+class SummaryView(GenericAPIView[UsageHour]):
+    """Sums over requests, also over those that are no longer kept one by one."""
+
+    queryset = UsageHour.objects.none()
+    serializer_class = SumSerializer
+    filter_backends = (DjangoFilterBackend,)
+    filterset_class = HourFilter
+
+    @extend_schema(
+        operation_id="usage_summary",
+        summary="Sums of requests",
+        parameters=[
+            OpenApiParameter(
+                "group_by",
+                {"type": "array", "items": {"type": "string", "enum": list(GROUPS)}, "minItems": 1},
+                style="form",
+                explode=False,
+                description="By what they are summed up; one of hour, day and month at most. Without it: all in one.",
+            )
+        ],
+        responses=SumSerializer(many=True),
+        examples=[OpenApiExample("By month and model", value=_EXAMPLE, response_only=True)],
+    )
+    def get(self, request: Request) -> Response:
+        """The newest first, otherwise in the order of the groups."""
+        assert self.paginator is not None
+        groups = _groups(request.query_params.get("group_by", ""))
+        known = prices.current()
+        hours = self.filter_queryset(UsageHour.objects.visible_to(person(request)))
+        if "since" not in request.query_params:
+            hours = hours.filter(hour__gte=timezone.now() - timedelta(days=_UNSAID_DAYS))
+        page: Any = self.paginator.paginate_queryset(_summed(hours, groups, known), request, self) or []
+        shown = SumSerializer(_told(list(page), known), many=True)
+        return self.paginator.get_paginated_response(shown.data)
+
+
+@extend_schema_view(
+    list=extend_schema(summary="Prices of models"), retrieve=extend_schema(summary="The price of a model")
+)
+class PriceViewSet(mixins.ListModelMixin, mixins.RetrieveModelMixin, GenericViewSet[Price]):
+    """What tokens are said to cost. They hold for everything used so far, too."""
+
+    permission_classes = (AdministratorsOnly,)
+    queryset = Price.objects.select_related("served").order_by("served__slug")
+    serializer_class = PriceSerializer
+    lookup_field = "served__slug"
+    lookup_url_kwarg = "slug"
+    lookup_value_converter = "slug"
+    ordering_fields = ("prompt_per_million", "completion_per_million")
+
+    @extend_schema(summary="Set the price of a model")
+    def update(self, request: Request, slug: str) -> Response:
+        """Asking twice is asking once."""
+        served = get_object_or_404(ServedModel, slug=slug)
+        asked = PriceSerializer(data=request.data)
+        asked.is_valid(raise_exception=True)
+        price = actions.set_price(served, by=person(request), **asked.validated_data)
+        return Response(PriceSerializer(price).data)
+
+    @extend_schema(summary="Say no price any more")
+    def destroy(self, request: Request, slug: str) -> Response:
+        """Asking twice is asking once."""
+        actions.remove_price(get_object_or_404(ServedModel, slug=slug), by=person(request))
+        return Response(status=status.HTTP_204_NO_CONTENT)
+
+
+class UsageConfigView(APIView):
+    """How long single requests are kept, and the currency."""
+
+    permission_classes = (AdministratorsOnly,)
+
+    @extend_schema(summary="The settings of usage", responses=UsageConfigSerializer)
+    def get(self, request: Request) -> Response:
+        """As they hold now."""
+        return Response(UsageConfigSerializer(UsageConfig.current()).data)
+
+    @extend_schema(
+        summary="Change the settings of usage",
+        request=UsageConfigSerializer(partial=True),
+        responses=UsageConfigSerializer,
+    )
+    def patch(self, request: Request) -> Response:
+        """Only those that are given."""
+        asked = UsageConfigSerializer(UsageConfig.current(), data=request.data, partial=True)
+        asked.is_valid(raise_exception=True)
+        config = actions.change_config(by=person(request), **asked.validated_data)
+        return Response(UsageConfigSerializer(config).data)
+
+
+def _groups(text: str) -> list[str]:
+    groups = text.split(",") if text else []
+    if any(group not in GROUPS for group in groups) or len(set(groups)) != len(groups):
+        raise InvalidInput(f"Sums can be grouped by {', '.join(GROUPS)}, each once.", param="group_by")
+    if sum(group in _STEPS for group in groups) > 1:
+        raise InvalidInput("Sums are grouped by hour, by day or by month, not by several.", param="group_by")
+    return groups
+
+
+def _summed(hours: QuerySet[UsageHour], groups: Sequence[str], known: Prices) -> Any:
+    step = next((group for group in groups if group in _STEPS), None)
+    names = [_COLUMNS[group] for group in groups if group in _COLUMNS]
+    if step:
+        hours = hours.annotate(start=Trunc("hour", step, tzinfo=UTC))
+        names = ["start", *names]
+    if not names:
+        # One group of everything, as a list of one.
+        hours, names = hours.annotate(start=Value(None, DecimalField())), ["start"]
+    amounts = {f"sum_{name}": Sum(name) for name in _SUMS}
+    order = [f"-{name}" if name == "start" and step else name for name in names]
+    return hours.order_by().values(*names).annotate(**amounts, cost=_cost(known)).order_by(*order)
+
+
+def _cost(known: Prices) -> Expression | Sum:
+    if not known.rates:
+        return Sum(Value(None, _COST), output_field=_COST)
+    whens = [
+        When(
+            model_slug=slug,
+            then=(
+                F("prompt_tokens") * Value(rate.prompt, _COST)
+                + F("completion_tokens") * Value(rate.completion, _COST)
+            )
+            / Value(Decimal(1_000_000), _COST),
+        )
+        for slug, rate in known.rates.items()
+    ]
+    return Sum(Case(*whens, default=None, output_field=_COST), output_field=_COST)
+
+
+def _told(rows: list[dict[str, Any]], known: Prices) -> list[dict[str, Any]]:
+    """With names in the place of numbers."""
+    people = User.objects.in_bulk({row["user_id"] for row in rows if row.get("user_id")})
+    teams = Team.objects.in_bulk({row["team_id"] for row in rows if row.get("team_id")})
+    keys = ApiKey.objects.in_bulk({row["api_key_id"] for row in rows if row.get("api_key_id")})
+    return [
+        {
+            "at": row.get("start"),
+            "model": row.get("model_slug"),
+            "key": (key := row.get("api_key_id")),
+            "key_name": keys[key].name if key in keys else None,
+            "user": people[pk].username if (pk := row.get("user_id")) in people else None,
+            "team": teams[pk].name if (pk := row.get("team_id")) in teams else None,
+            "door": row.get("door"),
+            "mean_queue_ms": row["sum_queue_ms"] / row["sum_requests"] if row["sum_requests"] else 0.0,
+            "mean_ms": row["sum_total_ms"] / row["sum_requests"] if row["sum_requests"] else 0.0,
+            "cost": row["cost"],
+            "currency": known.currency,
+            **{name: row[f"sum_{name}"] for name in _SUMS[:5]},
+        }
+        for row in rows
+    ]
