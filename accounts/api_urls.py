@@ -1,10 +1,17 @@
 """URLs of accounts, below /api/v1/."""
 
+from django.urls import path
 from rest_framework.routers import SimpleRouter
 
 from accounts import key_api
+from accounts.tokens import api as token_api
 
 router = SimpleRouter(use_regex_path=False)
 router.register("keys", key_api.KeyViewSet, basename="api-key")
 
-urlpatterns = [*router.urls]
+urlpatterns = [
+    path("auth/token/", token_api.SignInView.as_view(), name="api-token"),
+    path("auth/token/refresh/", token_api.RefreshView.as_view(), name="api-token-refresh"),
+    path("auth/token/revoke/", token_api.RevokeView.as_view(), name="api-token-revoke"),
+    *router.urls,
+]

@@ -3,10 +3,13 @@
 from rest_framework.authentication import BaseAuthentication
 from rest_framework.permissions import SAFE_METHODS
 from rest_framework.request import Request
+from rest_framework_simplejwt.authentication import JWTAuthentication
+from rest_framework_simplejwt.exceptions import AuthenticationFailed
+from rest_framework_simplejwt.tokens import Token
 
 from accounts import keys
 from accounts.models import ApiKey, User
-from llamaproj.errors import NotAllowed
+from llamaproj.errors import NotAllowed, NotAuthenticated
 
 
 class ApiKeyAuthentication(BaseAuthentication):
@@ -33,3 +36,17 @@ class ApiKeyAuthentication(BaseAuthentication):
     def authenticate_header(self, request: Request) -> str:
         """What the answer 401 asks for."""
         return "Bearer"
+
+
+class TokenAuthentication(JWTAuthentication):
+    """`Authorization: Bearer eyJ…`, a token of `auth/token/`: it acts as the person in everything."""
+
+    def authenticate(self, request: Request) -> tuple[User, Token] | None:
+        """The person and the token. Raises `NotAuthenticated`."""
+        try:
+            found: tuple[User, Token] | None = super().authenticate(request)
+        except AuthenticationFailed:
+            raise NotAuthenticated(
+                "This token isn't valid or has ended: get a new one at /api/v1/auth/token/refresh/."
+            ) from None
+        return found

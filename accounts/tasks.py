@@ -8,3 +8,9 @@ from django.core.management import call_command
 def clear_sessions() -> None:
     """Forget sessions that have run out."""
     call_command("clearsessions")
+
+
+@shared_task
+def clear_tokens() -> None:
+    """Forget tokens that have run out."""
+    call_command("flushexpiredtokens")

@@ -38,6 +38,18 @@ class Schema(AutoSchema):
         return bodies | {"default": {"description": "What went wrong.", "content": content}}
 
 
+class TokenScheme(OpenApiAuthenticationExtension):  # type: ignore[no-untyped-call]  # drf-spectacular's own
+    """How the schema calls `accounts.authentication.TokenAuthentication`."""
+
+    target_class = "accounts.authentication.TokenAuthentication"
+    name = "token"
+
+    def get_security_definition(self, auto_schema: AutoSchema) -> dict[str, str]:
+        """A bearer token."""
+        description = "A token of /api/v1/auth/token/."
+        return {"type": "http", "scheme": "bearer", "bearerFormat": "JWT", "description": description}
+
+
 class ApiKeyScheme(OpenApiAuthenticationExtension):  # type: ignore[no-untyped-call]  # drf-spectacular's own
     """How the schema calls `accounts.authentication.ApiKeyAuthentication`."""
 

@@ -1,9 +1,12 @@
 """Django's settings, read top to bottom. Values of the environment come through `llamaproj.env`."""
 
+import hashlib
+import hmac
 import importlib.util
 import socket
 import sys
 import warnings
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 from urllib.parse import parse_qsl, unquote, urlsplit
@@ -73,7 +76,9 @@ INSTALLED_APPS = [
     "django.contrib.staticfiles",
     "allauth",
     "allauth.account",
+    "allauth.usersessions",
     "channels",
+    "corsheaders",
     "csp",
     "django_filters",
     "django_htmx",
@@ -82,6 +87,7 @@ INSTALLED_APPS = [
     "drf_spectacular_sidecar",
     "heroicons",
     "rest_framework",
+    "rest_framework_simplejwt.token_blacklist",
     "llamaproj.apps.LlamaprojConfig",
     "accounts",
     "models_admin",
@@ -93,6 +99,7 @@ INSTALLED_APPS = [
 MIDDLEWARE = [
     "django.middleware.security.SecurityMiddleware",
     "whitenoise.middleware.WhiteNoiseMiddleware",
+    "corsheaders.middleware.CorsMiddleware",
     "csp.middleware.CSPMiddleware",
     "django.contrib.sessions.middleware.SessionMiddleware",
     "django.middleware.common.CommonMiddleware",
@@ -254,6 +261,11 @@ CELERY_BEAT_SCHEDULE = {
         "schedule": 86_400.0,
         "options": {"expires": 3600},
     },
+    "clear-tokens": {
+        "task": "accounts.tasks.clear_tokens",
+        "schedule": 86_400.0,
+        "options": {"expires": 3600},
+    },
     "prune-samples": {"task": "monitoring.tasks.prune", "schedule": 600.0, "options": {"expires": 600}},
     "drain-usage": {"task": "gateway.usage.tasks.drain", "schedule": 1.0, "options": {"expires": 1}},
     "prune-usage": {"task": "gateway.usage.tasks.prune", "schedule": 3600.0, "options": {"expires": 3600}},
@@ -340,6 +352,7 @@ REST_FRAMEWORK = {
     # Keys first: who brings none and has no session is asked for one (401), not turned away (403).
     "DEFAULT_AUTHENTICATION_CLASSES": [
         "accounts.authentication.ApiKeyAuthentication",
+        "accounts.authentication.TokenAuthentication",
         "rest_framework.authentication.SessionAuthentication",
     ],
     "DEFAULT_PERMISSION_CLASSES": ["rest_framework.permissions.IsAuthenticated"],
@@ -354,6 +367,18 @@ REST_FRAMEWORK = {
     "DEFAULT_SCHEMA_CLASS": "llamaproj.rest_schema.Schema",
     "EXCEPTION_HANDLER": "llamaproj.rest.answer",
 }
+SIMPLE_JWT = {
+    "ACCESS_TOKEN_LIFETIME": timedelta(minutes=5),
+    "REFRESH_TOKEN_LIFETIME": timedelta(days=7),
+    # A key for this alone: what signs cookies signs nothing else.
+    "SIGNING_KEY": hmac.new(SECRET_KEY.encode(), b"json web tokens", hashlib.sha256).hexdigest(),
+    # A changed password ends the tokens that were given for the old one.
+    "CHECK_REVOKE_TOKEN": True,
+}
+# Pages of other origins may use the REST API with keys and tokens, never with a person's session.
+CORS_URLS_REGEX = r"^/api/"
+CORS_ALLOW_CREDENTIALS = False
+CORS_EXPOSE_HEADERS = ["retry-after", "x-request-id"]
 SPECTACULAR_SETTINGS = {
     "TITLE": "llamaproj",
     "DESCRIPTION": "The portal's REST API. Programs that talk to models use the OpenAI-compatible one below /v1/.",
