@@ -8,7 +8,7 @@ from django.db import transaction
 from django.db.models import Max, Q
 from django.utils import timezone
 
-from accounts.models import User
+from accounts.models import Team, User
 from chat import events
 from chat.errors import AnswerUnfinished, EmptyMessage, MessageTooLong
 from chat.models import Conversation, Generation, Message
@@ -128,6 +128,16 @@ def rename(conversation: Conversation, *, title: str) -> None:
         raise InvalidInput(f"A title has 1 to {longest} characters.", param="title")
     Conversation.objects.filter(pk=conversation.pk).update(title=title)
     transaction.on_commit(partial(events.title_changed, conversation.pk, title))
+
+
+@transaction.atomic
+def share(conversation: Conversation, team: Team | None) -> None:
+    """Let a team of its owner read the conversation, or with None nobody any more. Raises `InvalidInput`."""
+    if team is not None and not team.memberships.filter(user=conversation.owner_id).exists():
+        raise InvalidInput("A conversation is shared with a team its owner is in.", param="team")
+    Conversation.objects.filter(pk=conversation.pk).update(shared_with=team)
+    conversation.shared_with = team
+    transaction.on_commit(partial(events.readers_changed, conversation.pk))
 
 
 @transaction.atomic

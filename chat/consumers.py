@@ -155,7 +155,15 @@ class ConversationConsumer(AsyncWebsocketConsumer):
 
     async def title_changed(self, event: dict[str, Any]) -> None:
         """The conversation was renamed, here or elsewhere."""
+        if await self._conversation() is None:
+            await self.close(4404)
+            return
         await self._frame("title", {"title": event["title"], "conversation": str(self.conversation_pk)})
+
+    async def readers_changed(self, event: dict[str, Any]) -> None:
+        """Who may no longer read it hears no more."""
+        if await self._conversation() is None:
+            await self.close(4404)
 
     # Frames to the page ----------------------------------------------------------------------------------------------
 

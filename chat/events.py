@@ -39,6 +39,11 @@ def title_changed(conversation: UUID, title: str) -> None:
     _announce(conversation, {"type": "title.changed", "title": title})
 
 
+def readers_changed(conversation: UUID) -> None:
+    """It is shared with somebody else now, or with nobody."""
+    _announce(conversation, {"type": "readers.changed"})
+
+
 def _publish(channel: str, data: bytes) -> None:
     try:
         get_redis_connection().publish(channel, data)

@@ -3,10 +3,13 @@
 import uuid
 from typing import ClassVar
 
+from django.contrib.postgres.indexes import GinIndex
+from django.contrib.postgres.search import SearchVector
 from django.db import models
+from django.db.models.functions import Left
 from django.utils import timezone
 
-from accounts.models import User
+from accounts.models import Membership, Team, User
 from chat.states import FINAL, MessageStatus
 from models_admin.models import ServedModel
 
@@ -15,8 +18,11 @@ class ConversationQuerySet(models.QuerySet["Conversation"]):
     """Conversations, by who may see them."""
 
     def visible_to(self, user: User) -> "ConversationQuerySet":
-        """One's own. Administrators don't read other people's conversations."""
-        return self.filter(owner=user)
+        """One's own, and those that somebody shares with a team both are in. Administrators read no others, either."""
+        within = Membership.objects.filter(team=models.OuterRef("shared_with"))
+        reader = models.Exists(within.filter(user=user))
+        sharer = models.Exists(within.filter(user=models.OuterRef("owner")))
+        return self.filter(models.Q(owner=user) | (models.Q(shared_with__isnull=False) & reader & sharer))
 
     def writable_by(self, user: User) -> "ConversationQuerySet":
         """One's own: whoever else sees a conversation reads it."""
@@ -30,6 +36,14 @@ class Conversation(models.Model):
     owner = models.ForeignKey(User, on_delete=models.CASCADE, related_name="conversations")
     title = models.CharField(max_length=120, blank=True)
     served = models.ForeignKey(ServedModel, null=True, on_delete=models.SET_NULL, related_name="+")
+    shared_with = models.ForeignKey(
+        Team,
+        null=True,
+        blank=True,
+        on_delete=models.SET_NULL,
+        related_name="shared_conversations",
+        help_text="Whose members may read it, while its owner is one of them.",
+    )
     created_at = models.DateTimeField(default=timezone.now, editable=False)
     updated_at = models.DateTimeField(default=timezone.now)
 
@@ -71,6 +85,14 @@ class Message(models.Model):
         constraints: ClassVar = [
             models.UniqueConstraint(fields=["conversation", "number"], name="one_message_per_number")
         ]
+        indexes: ClassVar = [
+            # A tsvector holds a megabyte; and while an answer is written, it isn't indexed at every checkpoint.
+            GinIndex(
+                SearchVector(Left("text", 100_000), config="simple"),
+                name="message_words",
+                condition=models.Q(status__in=["done", "stopped", "failed"]),
+            )
+        ]
 
     def __str__(self) -> str:
         return f"{self.role} {self.number}"
@@ -107,3 +129,42 @@ class Generation(models.Model):
 
     def __str__(self) -> str:
         return f"generation of {self.message_id}"
+
+
+class PromptQuerySet(models.QuerySet["Prompt"]):
+    """Prompts, by who may do what with them."""
+
+    def visible_to(self, user: User) -> "PromptQuerySet":
+        """One's own, and those of teams one is in."""
+        return self.filter(models.Q(owner=user, team__isnull=True) | models.Q(team__in=user.teams.all()))
+
+    def writable_by(self, user: User) -> "PromptQuerySet":
+        """One's own, and those of teams one manages."""
+        managed = user.teams.filter(memberships__user=user, memberships__role__in=Membership.MANAGING)
+        return self.visible_to(user).filter(models.Q(owner=user) | models.Q(team__in=managed))
+
+
+class Prompt(models.Model):
+    """A text to begin a message with, kept for oneself or for a team."""
+
+    owner = models.ForeignKey(User, on_delete=models.CASCADE, related_name="prompts")
+    team = models.ForeignKey(
+        Team,
+        null=True,
+        blank=True,
+        on_delete=models.SET_NULL,
+        related_name="prompts",
+        help_text="Whose members see it; without one, its owner alone.",
+    )
+    title = models.CharField(max_length=80)
+    text = models.TextField(max_length=20_000)
+    created_at = models.DateTimeField(default=timezone.now, editable=False)
+    updated_at = models.DateTimeField(default=timezone.now, editable=False)
+
+    objects = PromptQuerySet.as_manager()
+
+    class Meta:
+        ordering = ["title", "pk"]
+
+    def __str__(self) -> str:
+        return self.title

@@ -5,14 +5,14 @@ from uuid import UUID
 
 from django.contrib.auth.decorators import login_required
 from django.core.paginator import Paginator
-from django.db.models import Exists, OuterRef
+from django.db.models import Exists, OuterRef, QuerySet
 from django.http import HttpRequest, HttpResponse
 from django.shortcuts import get_object_or_404, redirect, render
 from django.views.decorators.http import require_GET, require_POST
 
 from accounts.access import person
 from chat import actions
-from chat.models import Conversation
+from chat.models import Conversation, Prompt
 from chat.rendering import with_blocks
 from llamaproj.errors import LlamaProjError, NotFound
 from models_admin.models import Instance, ServedModel
@@ -25,8 +25,13 @@ _PAGE_CONVERSATIONS = 50
 @login_required
 @require_GET
 def index(request: HttpRequest) -> HttpResponse:
-    """A new chat."""
-    return render(request, "chat/page.html", _page(request, None))
+    """A new chat; `?prompt=` begins its first message with one of the library."""
+    page = _page(request, None)
+    wanted = request.GET.get("prompt", "")
+    if wanted.isdecimal() and len(wanted) < 18:
+        prompt = Prompt.objects.visible_to(person(request)).filter(pk=int(wanted)).first()
+        page["draft"] = prompt.text if prompt else ""
+    return render(request, "chat/page.html", page)
 
 
 @login_required
@@ -41,11 +46,16 @@ def conversation(request: HttpRequest, pk: UUID) -> HttpResponse:
 def conversations(request: HttpRequest) -> HttpResponse:
     """All conversations, the newest first; `?q=` looks in the titles."""
     wanted = request.GET.get("q", "").strip()
-    rows = Conversation.objects.writable_by(person(request))
-    if wanted:
-        rows = rows.filter(title__icontains=wanted)
-    page = Paginator(rows, _PAGE_CONVERSATIONS).get_page(request.GET.get("page"))
-    return render(request, "chat/conversations.html", {"page": page, "q": wanted})
+    return _list(request, Conversation.objects.writable_by(person(request)), wanted)
+
+
+@login_required
+@require_GET
+def shared(request: HttpRequest) -> HttpResponse:
+    """What others share with one's teams, the newest first; `?q=` looks in the titles."""
+    who = person(request)
+    rows = Conversation.objects.visible_to(who).exclude(owner=who).select_related("owner", "shared_with")
+    return _list(request, rows, request.GET.get("q", "").strip(), others=True)
 
 
 @login_required
@@ -110,18 +120,42 @@ def rename(request: HttpRequest, pk: UUID) -> HttpResponse:
 
 @login_required
 @require_POST
+def share(request: HttpRequest, pk: UUID) -> HttpResponse:
+    """Let a team read a conversation, or nobody any more."""
+    found = _own(request, pk)
+    wanted = request.POST.get("team", "")
+    team = get_object_or_404(person(request).teams, pk=wanted) if wanted.isdecimal() else None
+    actions.share(found, team)
+    return redirect("conversation", pk)
+
+
+@login_required
+@require_POST
 def delete(request: HttpRequest, pk: UUID) -> HttpResponse:
     """Remove a conversation."""
     actions.delete(_own(request, pk))
     return redirect("index")
 
 
+def _list(
+    request: HttpRequest, rows: QuerySet[Conversation], wanted: str, *, others: bool = False
+) -> HttpResponse:
+    if wanted:
+        rows = rows.filter(title__icontains=wanted)
+    page = Paginator(rows, _PAGE_CONVERSATIONS).get_page(request.GET.get("page"))
+    return render(request, "chat/conversations.html", {"page": page, "q": wanted, "others": others})
+
+
 def _visible(request: HttpRequest, pk: UUID) -> Conversation:
-    return get_object_or_404(Conversation.objects.visible_to(person(request)).select_related("served"), pk=pk)
+    return get_object_or_404(
+        Conversation.objects.visible_to(person(request)).select_related("served", "owner", "shared_with"),
+        pk=pk,
+    )
 
 
 def _own(request: HttpRequest, pk: UUID) -> Conversation:
-    return get_object_or_404(Conversation.objects.writable_by(person(request)).select_related("served"), pk=pk)
+    rows = Conversation.objects.writable_by(person(request))
+    return get_object_or_404(rows.select_related("served", "owner", "shared_with"), pk=pk)
 
 
 def _chosen_model(request: HttpRequest) -> ServedModel:
@@ -148,6 +182,7 @@ def _page(request: HttpRequest, found: Conversation | None) -> dict[str, Any]:
         "has_older": False,
     }
     if found is not None:
+        context["is_owner"] = found.owner_id == request.user.pk
         rows = found.messages.select_related("generation").order_by("-number")
         before = request.GET.get("before", "")
         if before.isdecimal() and len(before) < 10:

@@ -215,6 +215,7 @@ function showBusy() {
 
 function showError(words) {
   const box = document.getElementById("composer-error");
+  if (!box) return; // a page that only reads
   part(box, "words").textContent = words;
   box.hidden = !words;
 }

@@ -1,0 +1,1 @@
+"""The prompt library: texts to begin a message with."""
