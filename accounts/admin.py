@@ -1,5 +1,6 @@
 """People, teams, keys and the audit trail in the admin site."""
 
+from http import HTTPStatus
 from typing import Any
 
 from django.contrib import admin
@@ -7,13 +8,14 @@ from django.contrib.auth.admin import UserAdmin
 from django.contrib.auth.models import Group
 from django.db.models import QuerySet
 from django.forms import ModelForm
-from django.http import HttpRequest
+from django.http import HttpRequest, HttpResponse
 from unfold.admin import ModelAdmin, TabularInline
 from unfold.forms import AdminPasswordChangeForm, UserChangeForm, UserCreationForm
 
-from accounts import audit, key_actions, version
+from accounts import audit, key_actions, second_factor, version
 from accounts.access import person
 from accounts.models import ApiKey, AuditEntry, Membership, Team, User
+from accounts.single_sign_on import vouch_for_address
 from accounts.teams import actions as team_actions
 
 # Teams say who may use what; Django's own groups aren't used.
@@ -36,11 +38,30 @@ class PortalUserAdmin(UserAdmin, ModelAdmin):  # type: ignore[type-arg]  # Djang
         ("Dates", {"fields": ("last_login", "date_joined")}),
     )
 
-    def save_model(self, request: HttpRequest, obj: User, form: object, change: bool) -> None:
-        """Also an entry of the audit trail."""
+    actions = ("reset_second_factor",)
+
+    def save_model(self, request: HttpRequest, obj: User, form: "ModelForm[User]", change: bool) -> None:
+        """Also an entry of the audit trail; and an address that an administrator enters counts as proved."""
         super().save_model(request, obj, form, change)
+        if "email" in form.changed_data:
+            vouch_for_address(obj)
         version.renew()
-        audit.record(person(request), "user.change" if change else "user.create", obj)
+        said = {"fields": sorted(form.changed_data)} if change else {"staff": obj.is_staff}
+        audit.record(person(request), "user.change" if change else "user.create", obj, **said)
+
+    def user_change_password(self, request: HttpRequest, id: str, form_url: str = "") -> HttpResponse:  # noqa: A002
+        """Also an entry of the audit trail."""
+        response = super().user_change_password(request, id, form_url)
+        if request.method == "POST" and response.status_code == HTTPStatus.FOUND:
+            audit.record(person(request), "user.password", User.objects.get(pk=id))
+        return response
+
+    @admin.action(description="Reset the second factor")
+    def reset_second_factor(self, request: HttpRequest, queryset: QuerySet[User]) -> None:
+        """For those who lost phone and recovery codes."""
+        for user in queryset:
+            second_factor.reset(user, by=person(request))
+        self.message_user(request, "Reset: they sign in with the password alone until they set it up again.")
 
     def delete_model(self, request: HttpRequest, obj: User) -> None:
         """Also an entry of the audit trail."""
