@@ -15,4 +15,5 @@ urlpatterns = [
     path("v1/", include("models_admin.api_urls")),
     path("v1/", include("gateway.usage.api_urls")),
     path("v1/", include("chat.api_urls")),
+    path("v1/", include("monitoring.api_urls")),
 ]

@@ -244,6 +244,11 @@ class NodeAdmin(ReadOnly, LaunchAdmin):
         """What administrators say of a machine; the rest is what its worker says."""
         return access.may_manage(person(request))
 
+    def formfield_for_dbfield(self, db_field: Any, request: HttpRequest, **kwargs: Any) -> Any:
+        """No limit below nothing."""
+        least = {"min_value": 0} if db_field.name == "memory_limit_bytes" else {}
+        return super().formfield_for_dbfield(db_field, request, **kwargs | least)
+
     def save_model(self, request: HttpRequest, obj: Node, form: "ModelForm[Node]", change: bool) -> None:
         """Through the action that also audits and tells the nodes."""
         node_actions.change(obj, by=person(request), **form.cleaned_data)

@@ -24,7 +24,7 @@ from rest_framework.viewsets import GenericViewSet, ReadOnlyModelViewSet
 from accounts.access import person
 from accounts.models import User
 from llamaproj.errors import NotFound
-from models_admin import access, actions, configuration, demand, notes
+from models_admin import access, actions, configuration, demand, notes, remedies
 from models_admin.filters import InstanceFilter, ModelFileFilter, ServedModelFilter
 from models_admin.models import Instance, InstanceChange, ModelFile, Node, PortalConfig, ServedModel
 from models_admin.nodes import actions as node_actions
@@ -37,8 +37,10 @@ from models_admin.serializers import (
     ModelFileSerializer,
     NodeSerializer,
     PublicModelSerializer,
+    RemedyChoiceSerializer,
     ScaleSerializer,
     ServedModelSerializer,
+    TroubleSerializer,
 )
 from models_admin.states import InstanceState
 
@@ -156,6 +158,28 @@ class ServedModelViewSet(mixins.ListModelMixin, mixins.RetrieveModelMixin, Gener
         least = asked.validated_data.get("replicas", asked.validated_data.get("min_replicas"))
         most = asked.validated_data.get("max_replicas")
         actions.scale(self.get_object(), by=self._by(), replicas=least, most=most)
+        return self._shown(slug)
+
+    @extend_schema(summary="What may help it", responses=TroubleSerializer(many=True))
+    @action(
+        detail=True,
+        permission_classes=[ManagersOnly],
+        pagination_class=None,
+        filterset_class=None,
+        search_fields=None,
+        ordering_fields=None,
+    )
+    def remedies(self, request: Request, slug: str) -> Response:
+        """Why replicas don't come up, and what would change that. Empty where nothing is wrong."""
+        return Response(TroubleSerializer(remedies.troubles(self.get_object()), many=True).data)
+
+    @extend_schema(summary="Apply a remedy", request=RemedyChoiceSerializer, responses=ServedModelSerializer)
+    @remedies.mapping.post
+    def remedy(self, request: Request, slug: str) -> Response:
+        """Changes the model and starts it again. 409 where this isn't offered any more."""
+        asked = RemedyChoiceSerializer(data=request.data)
+        asked.is_valid(raise_exception=True)
+        remedies.apply(self.get_object(), asked.validated_data["code"], by=self._by())
         return self._shown(slug)
 
     def _change(self, request: Request, *, partial: bool) -> Response:

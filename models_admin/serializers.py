@@ -15,6 +15,7 @@ from models_admin import overview, replacement
 from models_admin.engine import launch_config, launch_rules
 from models_admin.models import Instance, InstanceChange, ModelFile, Node, PortalConfig, ServedModel
 from models_admin.overview import Overview
+from models_admin.remedies import Trouble
 
 LAUNCH = launch_config.NAMES
 _OWN = ("idle_timeout_s", "pinned", "preload", "node_labels", "min_replicas", "max_replicas", "answer_tokens")
@@ -219,6 +220,34 @@ class ScaleSerializer(Strict):
                 {"max_replicas": "This goes with min_replicas, not with replicas."}
             )
         return attrs
+
+
+class RemedySerializer(serializers.Serializer[Any]):
+    """One way out."""
+
+    code = serializers.CharField(help_text="By which it is applied.")
+    label = serializers.CharField()
+    effect = serializers.CharField()
+    changes = serializers.DictField(help_text="Launch parameters it sets.")
+
+
+class TroubleSerializer(serializers.Serializer[Any]):
+    """One cause for which replicas of a model don't run, and what may help."""
+
+    cause = serializers.CharField(source="diagnosis.cause")
+    summary = serializers.CharField(source="diagnosis.summary")
+    instances = serializers.SerializerMethodField(help_text="The replicas that have it.")
+    remedies = RemedySerializer(many=True)
+
+    def get_instances(self, trouble: Trouble) -> list[str]:
+        """Their ids."""
+        return [str(one.pk) for one in trouble.instances]
+
+
+class RemedyChoiceSerializer(Strict):
+    """Which remedy to apply."""
+
+    code = serializers.CharField(max_length=60, help_text="One that is offered.")
 
 
 class ModelFileSerializer(serializers.ModelSerializer[ModelFile]):

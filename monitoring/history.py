@@ -31,13 +31,24 @@ class History:
 def history(node: Node, minutes: int, *, now: datetime | None = None) -> History:
     """The node's last minutes in steps of whole seconds, each the mean of its samples."""
     minutes = min(max(minutes, 1), LONGEST_MINUTES)
-    step_s = max(SAMPLE_EVERY_S, math.ceil(minutes * 60 / MOST_POINTS))
-    gap_s = step_s * 3 + 1
+    step_s = step_for(minutes * 60)
     steps = math.ceil(minutes * 60 / step_s)
-    current_step = (now or timezone.now()).timestamp() // step_s * step_s
+    until = now or timezone.now()
+    current_step = until.timestamp() // step_s * step_s
     since = datetime.fromtimestamp(current_step - (steps - 1) * step_s, UTC)
+    return between(node, since, until, step_s)
+
+
+def step_for(seconds: float) -> int:
+    """The shortest step in which that long a time fits into a chart."""
+    return max(SAMPLE_EVERY_S, math.ceil(seconds / MOST_POINTS))
+
+
+def between(node: Node, since: datetime, until: datetime, step_s: int) -> History:
+    """The node's samples from `since` to `until` in steps of `step_s` seconds, each the mean of its samples."""
+    gap_s = step_s * 3 + 1
     rows = (
-        Sample.objects.filter(node=node, at__gte=since)
+        Sample.objects.filter(node=node, at__gte=since, at__lte=until)
         .annotate(step=_step("at", step_s))
         .values("step")
         .annotate(**{f"mean_{name}": Avg(name) for name in CHARTED})

@@ -18,7 +18,7 @@ from models_admin.models import ExternalServer, ServedModel
 
 @transaction.atomic
 def add(*, by: User | None, name: str, base_url: str, api_key: str = "") -> ExternalServer:
-    """Make a server known. Its key is kept encrypted and never shown. Raises `InvalidInput`."""
+    """Make a server known. Its key is kept encrypted and never shown. Raises `InvalidInput` or `Conflict`."""
     external_address.check_key(api_key)
     server = ExternalServer(
         name=name.strip(),
@@ -143,16 +143,16 @@ def _save(server: ExternalServer) -> None:
         raise InvalidInput("Give the server a name.", param="name")
     others = ExternalServer.objects.exclude(pk=server.pk)
     if others.filter(name=server.name).exists():
-        raise InvalidInput(f"There is a server named {server.name} already.", param="name")
+        raise Conflict(f"There is a server named {server.name} already.", param="name")
     possible = external_address.candidates(server.base_url)
     if twin := others.filter(base_url__in=possible).first():
-        raise InvalidInput(f"This address is {twin.name}'s already.", param="base_url")
+        raise Conflict(f"This address is {twin.name}'s already.", param="base_url")
     try:
         with transaction.atomic():
             server.save()
     except IntegrityError:
         # Somebody was faster.
-        raise InvalidInput(f"There is a server named {server.name} already.", param="name") from None
+        raise Conflict(f"There is a server named {server.name} already.", param="name") from None
 
 
 def _ask(server: ExternalServer) -> None:

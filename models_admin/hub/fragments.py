@@ -114,6 +114,18 @@ def hub_context(query: str, name: str) -> dict[str, object]:
 def _repository_context(repository: Repository) -> dict[str, object]:
     nodes = list(Node.objects.alive())
     portal = PortalConfig.current()
+    return {
+        "repository": repository,
+        "repository_page": hub.page(repository.name),
+        "offers": offers_of(repository, nodes, portal),
+        "nodes": nodes,
+        "config": launch_config.of_portal(portal),
+        "has_token": bool(env.HF_TOKEN),
+    }
+
+
+def offers_of(repository: Repository, nodes: list[Node], portal: PortalConfig) -> list[Offer]:
+    """The repository's models, each judged for each of the nodes."""
     config = launch_config.of_portal(portal)
     headers = _headers(repository)
     # A projector is loaded with its model.
@@ -126,14 +138,7 @@ def _repository_context(repository: Repository) -> dict[str, object]:
             suits = suitability.judge(headers.get(choice.stem), choice.size_bytes + beside, room, config)
             judged.append(Judged(node, room, suits))
         offers.append(Offer(choice, tuple(judged)))
-    return {
-        "repository": repository,
-        "repository_page": hub.page(repository.name),
-        "offers": offers,
-        "nodes": nodes,
-        "config": config,
-        "has_token": bool(env.HF_TOKEN),
-    }
+    return offers
 
 
 def room_of(node: Node, portal: PortalConfig) -> int:

@@ -6,7 +6,7 @@ from django.db import transaction
 
 from accounts import audit
 from accounts.models import User
-from llamaproj.errors import Conflict
+from llamaproj.errors import Conflict, InvalidInput
 from models_admin import tasks
 from models_admin.models import ModelFile, Node, ServedModel
 
@@ -23,10 +23,12 @@ def accept(node: Node, accepts: bool, *, by: User | None) -> None:
 def change(node: Node, *, by: User | None, **fields: Any) -> None:
     """Set labels, memory_limit_bytes (None: as much as there is, less the reserve), accepts_replicas.
 
-    Raises `ValidationError` for labels that aren't short words.
+    Raises `InvalidInput`, and `ValidationError` for labels that aren't short words.
     """
     if unknown := fields.keys() - _CHANGEABLE:
         raise TypeError(f"a person doesn't set a node's {min(unknown)}")
+    if (fields.get("memory_limit_bytes") or 0) < 0:
+        raise InvalidInput("Less than nothing can't be given to models.", param="memory_limit_bytes")
     node = Node.objects.select_for_update().get(pk=node.pk)
     changed = {name: value for name, value in fields.items() if getattr(node, name) != value}
     if not changed:

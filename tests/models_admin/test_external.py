@@ -142,10 +142,10 @@ def test_a_key_is_not_sent_to_another_host(admin: User) -> None:
 
 def test_one_address_and_one_name_are_one_server() -> None:
     external_actions.add(by=None, name="box", base_url="http://host:1/v1")
-    with pytest.raises(InvalidInput, match="box"):
+    with pytest.raises(Conflict, match="box"):
         external_actions.add(by=None, name="box", base_url="http://host:2/v1")
     for same in ("http://HOST:1/v1/", "http://host:1"):
-        with pytest.raises(InvalidInput, match="box's already"):
+        with pytest.raises(Conflict, match="box's already"):
             external_actions.add(by=None, name="other", base_url=same)
     assert ExternalServer.objects.count() == 1
 

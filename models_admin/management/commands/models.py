@@ -8,7 +8,7 @@ from django.utils import timezone
 
 from llamaproj import env
 from llamaproj.errors import LlamaProjError
-from models_admin import actions, lifecycle
+from models_admin import actions, lifecycle, remedies
 from models_admin.files import catalog
 from models_admin.management import downloads, external, settings
 from models_admin.models import ModelFile, Node, ServedModel
@@ -26,6 +26,15 @@ class Command(BaseCommand):
         verbs.add_parser("list", help="show models and files")
         for verb in ("start", "stop", "restart"):
             verbs.add_parser(verb, help=f"{verb} a model").add_argument("slug")
+        add = verbs.add_parser("add", help="serve a file; it is added stopped")
+        add.add_argument("file", help="its path, as `models list` shows it")
+        add.add_argument("--slug", default="", help="the short name; else one of the file's name")
+        add.add_argument("--name", default="", help="the name that people read")
+        add.add_argument("--node", default=env.NODE_NAME, help="the machine that has the file")
+        verbs.add_parser("remove", help="serve a model no more; its file stays").add_argument("slug")
+        cure = verbs.add_parser("remedies", help="why a model doesn't come up, and what may help")
+        cure.add_argument("slug")
+        cure.add_argument("--apply", metavar="CODE", help="do this, and start the model again")
         scale = verbs.add_parser("scale", help="keep so many replicas of a model running")
         scale.add_argument("slug")
         scale.add_argument("replicas", type=int, metavar="N", help="0: load it when somebody asks for it")
@@ -103,6 +112,36 @@ class Command(BaseCommand):
         """Ask for new ones."""
         actions.restart(self._served(options), by=None)
         self._say(options, "Asked to start anew.")
+
+    def do_add(self, options: dict[str, Any]) -> None:
+        """Serve a file."""
+        file = ModelFile.objects.filter(node__name=options["node"], path=options["file"]).first()
+        if file is None:
+            raise CommandError(
+                f"{options['node']} has no file {options['file']}; `models scan` looks for new ones."
+            )
+        served = actions.add(file, by=None, slug=options["slug"], name=options["name"])
+        self._say(options, f"The model is {served.slug}; `models start {served.slug}` starts it.")
+
+    def do_remove(self, options: dict[str, Any]) -> None:
+        """Serve it no more."""
+        actions.remove(self._served(options), by=None)
+        self._say(options, "Removed.")
+
+    def do_remedies(self, options: dict[str, Any]) -> None:
+        """Say what is wrong and what may help, or do it."""
+        served = self._served(options)
+        if options["apply"]:
+            remedy = remedies.apply(served, options["apply"], by=None)
+            self._say(options, f"{remedy.label}: asked to start.")
+            return
+        troubles = remedies.troubles(served)
+        if not troubles:
+            self._say(options, "Nothing is known to be wrong.")
+        for trouble in troubles:
+            self.stdout.write(trouble.diagnosis.summary)
+            for remedy in trouble.remedies:
+                self.stdout.write(f"  {remedy.code}: {remedy.label}. {remedy.effect}")
 
     def do_download(self, options: dict[str, Any]) -> None:
         """Have a node fetch a model."""
