@@ -5,7 +5,7 @@ from functools import cached_property
 from typing import Any
 
 from drf_spectacular.types import OpenApiTypes
-from drf_spectacular.utils import extend_schema_field
+from drf_spectacular.utils import OpenApiExample, extend_schema_field, extend_schema_serializer
 from rest_framework import serializers
 
 from accounts.models import Team
@@ -112,6 +112,15 @@ class PublicModelSerializer(serializers.ModelSerializer[ServedModel]):
         return self.seen(served).tokens_per_second
 
 
+@extend_schema_serializer(
+    examples=[
+        OpenApiExample(
+            "A file, served to one team",
+            {"file": 1, "slug": "qwen3-8b", "name": "Qwen3 8B", "slots": 4, "teams": ["Research"]},
+            request_only=True,
+        )
+    ]
+)
 class ServedModelSerializer(Replaceable, PublicModelSerializer):
     """A model for those who manage it. A launch parameter that is null or empty leaves it to the portal's."""
 
@@ -202,6 +211,12 @@ class ServedModelSerializer(Replaceable, PublicModelSerializer):
         return [str(one.instance.pk) for one in self.seen(served).replicas]
 
 
+@extend_schema_serializer(
+    examples=[
+        OpenApiExample("Always two", {"replicas": 2}, request_only=True),
+        OpenApiExample("On demand", {"min_replicas": 0, "max_replicas": 3}, request_only=True),
+    ]
+)
 class ScaleSerializer(Strict):
     """How many replicas: a fixed number, or from … to …."""
 

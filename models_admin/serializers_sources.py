@@ -2,6 +2,7 @@
 
 from typing import ClassVar
 
+from drf_spectacular.utils import OpenApiExample, extend_schema_serializer
 from rest_framework import serializers
 
 from accounts.models import Team
@@ -34,6 +35,20 @@ class DownloadSerializer(serializers.ModelSerializer[Download]):
         return notes.download_of(download.pk)[0]
 
 
+@extend_schema_serializer(
+    examples=[
+        OpenApiExample(
+            "A model with its projector",
+            {
+                "node": "workstation",
+                "repository": "owner/name-GGUF",
+                "path": "name-Q4_K_M.gguf",
+                "projector": "mmproj-F16.gguf",
+            },
+            request_only=True,
+        )
+    ]
+)
 class AskedDownloadSerializer(Strict):
     """Which model to fetch, and where to."""
 
@@ -46,6 +61,15 @@ class AskedDownloadSerializer(Strict):
     revision = serializers.CharField(max_length=100, required=False)
 
 
+@extend_schema_serializer(
+    examples=[
+        OpenApiExample(
+            "A vLLM in the building",
+            {"name": "vLLM", "base_url": "http://gpu-box:8000/v1", "api_key": "secret"},
+            request_only=True,
+        )
+    ]
+)
 class ExternalServerSerializer(Strict, serializers.ModelSerializer[ExternalServer]):
     """A server elsewhere that speaks OpenAI's API. Its key is written, never read."""
 
