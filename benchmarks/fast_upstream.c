@@ -1,6 +1,6 @@
 /* A llama-server that costs next to nothing: every token is a chunk of about 250 bytes in a write of its own.
  *
- * fast_upstream PORT
+ * fast_upstream PORT REPLICAS: it listens at so many ports, from PORT on.
  *
  * The text of a request says what to answer: "tokens=100 pace=20000 hold=0 tag=7" are 100 tokens, one every 20,000 µs
  * (0: as fast as the socket takes them), the first after `hold` µs. A token is "@", its number in four hexadecimal
@@ -248,9 +248,9 @@ static void go_on(int fd) {
     if (one->streaming && !one->pace_ns) hurried[hurried_size++] = fd;
 }
 
-static void welcome(int listener) {
+static void welcome(int door) {
     int fd, yes = 1;
-    while ((fd = accept4(listener, NULL, NULL, SOCK_NONBLOCK)) >= 0) {
+    while ((fd = accept4(door, NULL, NULL, SOCK_NONBLOCK)) >= 0) {
         if (fd >= MAX_FDS) {
             close(fd);
             continue;
@@ -298,31 +298,40 @@ static void hurry(void) {
     }
 }
 
+static int listener(int port) {
+    int fd = socket(AF_INET, SOCK_STREAM | SOCK_NONBLOCK, 0), yes = 1;
+    setsockopt(fd, SOL_SOCKET, SO_REUSEADDR, &yes, sizeof yes);
+    struct sockaddr_in address = {.sin_family = AF_INET, .sin_port = htons((uint16_t)port),
+                                  .sin_addr.s_addr = htonl(INADDR_LOOPBACK)};
+    if (bind(fd, (struct sockaddr *)&address, sizeof address) || listen(fd, 4096)) {
+        perror("fast_upstream");
+        exit(1);
+    }
+    struct epoll_event event = {.events = EPOLLIN, .data.fd = fd};
+    epoll_ctl(epoll_fd, EPOLL_CTL_ADD, fd, &event);
+    return fd;
+}
+
 int main(int count, char **arguments) {
-    if (count != 2) return 2;
+    if (count != 3) return 2;
     signal(SIGPIPE, SIG_IGN);
     prctl(PR_SET_TIMERSLACK, 1);
     prctl(PR_SET_PDEATHSIG, SIGKILL);
-    int listener = socket(AF_INET, SOCK_STREAM | SOCK_NONBLOCK, 0), yes = 1;
-    setsockopt(listener, SOL_SOCKET, SO_REUSEADDR, &yes, sizeof yes);
-    struct sockaddr_in address = {.sin_family = AF_INET, .sin_port = htons((uint16_t)atoi(arguments[1])),
-                                  .sin_addr.s_addr = htonl(INADDR_LOOPBACK)};
-    if (bind(listener, (struct sockaddr *)&address, sizeof address) || listen(listener, 4096)) {
-        perror("fast_upstream");
-        return 1;
-    }
     epoll_fd = epoll_create1(0);
+    int first = 0, last = 0;
+    for (int at = 0; at < atoi(arguments[2]); at++) {
+        last = listener(atoi(arguments[1]) + at);
+        if (!first) first = last;
+    }
     timer_fd = timerfd_create(CLOCK_MONOTONIC, TFD_NONBLOCK);
-    struct epoll_event events[512], event = {.events = EPOLLIN, .data.fd = listener};
-    epoll_ctl(epoll_fd, EPOLL_CTL_ADD, listener, &event);
-    event.data.fd = timer_fd;
+    struct epoll_event events[512], event = {.events = EPOLLIN, .data.fd = timer_fd};
     epoll_ctl(epoll_fd, EPOLL_CTL_ADD, timer_fd, &event);
     for (;;) {
         int ready = epoll_wait(epoll_fd, events, 512, hurried_size ? 0 : -1);
         for (int at = 0; at < ready; at++) {
             int fd = events[at].data.fd;
-            if (fd == listener) {
-                welcome(listener);
+            if (fd >= first && fd <= last) {
+                welcome(fd);
             } else if (fd == timer_fd) {
                 uint64_t times;
                 if (read(timer_fd, &times, sizeof times) < 0) continue;

@@ -26,7 +26,9 @@ from benchmarks.litellm import LiteLLM, NotToBeHad
 from benchmarks.native import Clients, NoCompiler, Report, Upstream
 from benchmarks.portal import Portal
 
-_SLOTS = 2048
+# Replicas as large as the portal makes them: few streams go to a model with one, many to one with enough for all.
+_REPLICAS, _SLOTS = 18, 64
+_FEW, _MANY = "fast", "crowd"
 _SLOT_TOKENS = 1_000_000
 # Enough to count, never enough to refuse.
 _PLENTY = 1_000_000_000
@@ -67,7 +69,7 @@ class Direct:
 
 
 class Ours:
-    """The portal's web process, with a model whose replica is the upstream."""
+    """The portal's web process, with models whose replicas are the upstream."""
 
     name, port = PORTAL, PORT
 
@@ -76,17 +78,19 @@ class Ours:
         from accounts.models import User
         from gateway.models import Limit
         from models_admin.engine import launch_config
-        from models_admin.models import ServedModel
-        from tests.serving import serve
+        from tests.serving import add_replica, serve
 
         self._portal = portal
-        serve(upstream.url, "key", slug="fast")
-        ServedModel.objects.update(slots=_SLOTS, context_tokens=_SLOT_TOKENS, enabled=True)
-        served = ServedModel.objects.get()
-        served.instances.update(launched=launch_config.of(served).snapshot())
+        few, many = serve(upstream.urls[0], "key", slug=_FEW), serve(upstream.urls[1], "key", slug=_MANY)
+        for url in upstream.urls[2:]:
+            add_replica(many, url, "key")
+        for served in (few, many):
+            served.slots, served.context_tokens, served.enabled = _SLOTS, _SLOT_TOKENS, True
+            served.save()
+            served.instances.update(launched=launch_config.of(served).snapshot())
         user = User.objects.create_user("bench")
         row, self.key = create_api_key(user=user, name="bench", by=None)
-        for subject in ({"user": user}, {"api_key": row}, {"served": served}):
+        for subject in ({"user": user}, {"api_key": row}, {"served": few}, {"served": many}):
             Limit.objects.create(
                 **subject,
                 requests_per_minute=_PLENTY,
@@ -125,7 +129,8 @@ class Stage:
     def _run(
         self, gateway: Gateway, wish: Mapping[str, int], when_streaming: Callable[[], None] = lambda: None
     ) -> Report:
-        report = self._clients.run(gateway.port, gateway.key, wish, when_streaming)
+        model = _FEW if wish.get("streams", 1) <= _SLOTS else _MANY
+        report = self._clients.run(gateway.port, gateway.key, model, wish, when_streaming)
         if report.failed:
             self.figures.faults.append(f"{gateway.name}, {wish}: {report.failed} failed, {report.complaint}")
         return report
@@ -248,7 +253,7 @@ def _proxy(upstream: Upstream, core: int | None, wanted: bool) -> Iterator[Their
         yield None
         return
     try:
-        proxy = LiteLLM(upstream.url)
+        proxy = LiteLLM(upstream.url, (_FEW, _MANY))
         proxy.__enter__()
     except NotToBeHad as error:
         print(f"\n*** WITHOUT LiteLLM, whose column stays empty: {error} ***\n", file=sys.stderr)
@@ -302,7 +307,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     wanted = not (options.quick or options.without_litellm)
     with Portal("web") as portal:
         try:
-            with Upstream() as upstream, _proxy(upstream, core, wanted) as theirs:
+            with Upstream(_REPLICAS) as upstream, _proxy(upstream, core, wanted) as theirs:
                 ours = Ours(portal, upstream)
                 if core is not None:
                     _pin(ours.pids(), core)

@@ -7,6 +7,7 @@ import shutil
 import subprocess
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Self
 
@@ -55,8 +56,8 @@ class LiteLLM:
 
     key = "sk-only-for-benchmarks"
 
-    def __init__(self, upstream_url: str) -> None:
-        self._upstream_url = upstream_url
+    def __init__(self, upstream_url: str, models: Sequence[str]) -> None:
+        self._upstream_url, self._models = upstream_url, models
         self.port = free_port()
 
     def __enter__(self) -> Self:
@@ -96,9 +97,9 @@ class LiteLLM:
         self._process.wait()
 
     def _config(self) -> dict[str, object]:
-        model = {"model": "openai/fast", "api_base": f"{self._upstream_url}/v1", "api_key": "key"}
+        where = {"model": "openai/fast", "api_base": f"{self._upstream_url}/v1", "api_key": "key"}
         return {
-            "model_list": [{"model_name": "fast", "litellm_params": model}],
+            "model_list": [{"model_name": model, "litellm_params": where} for model in self._models],
             "litellm_settings": {"telemetry": False, "request_timeout": 600},
             "general_settings": {"master_key": self.key},
         }

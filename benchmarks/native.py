@@ -1,7 +1,9 @@
 """The two programs of a benchmark that must cost next to nothing: written in C, compiled when they are needed."""
 
+import contextlib
 import json
 import shutil
+import socket
 import subprocess
 import time
 from collections.abc import Callable, Mapping
@@ -34,15 +36,26 @@ def build(name: str) -> Path:
     return program
 
 
-class Upstream:
-    """The fast llama-server, running as long as the block."""
+def _free_ports(count: int) -> int:
+    """The first of so many that nobody listens on now."""
+    while True:
+        first = free_port()
+        with contextlib.suppress(OSError, OverflowError), contextlib.ExitStack() as stack:
+            for port in range(first, first + count):
+                stack.enter_context(socket.socket()).bind(("127.0.0.1", port))
+            return first
 
-    def __init__(self) -> None:
-        self.port = free_port()
-        self.url = f"http://127.0.0.1:{self.port}"
+
+class Upstream:
+    """The fast llama-servers, running as long as the block; they are one program at several ports."""
+
+    def __init__(self, replicas: int) -> None:
+        self.port = _free_ports(replicas)
+        self.urls = [f"http://127.0.0.1:{self.port + number}" for number in range(replicas)]
+        self.url = self.urls[0]
 
     def __enter__(self) -> Self:
-        self._process = subprocess.Popen([str(build("fast_upstream")), str(self.port)])
+        self._process = subprocess.Popen([str(build("fast_upstream")), str(self.port), str(len(self.urls))])
         deadline = time.monotonic() + _READY_S
         while not self._is_healthy():
             if time.monotonic() > deadline:
@@ -86,12 +99,17 @@ class Clients:
         self._program = build("load")
 
     def run(
-        self, port: int, key: str, wish: Mapping[str, int], when_streaming: Callable[[], None] = lambda: None
+        self,
+        port: int,
+        key: str,
+        model: str,
+        wish: Mapping[str, int],
+        when_streaming: Callable[[], None] = lambda: None,
     ) -> Report:
         """Ask at `port` as `load.c` says; `when_streaming` is called once every client has had a token."""
         wishes = [f"{name}={value}" for name, value in wish.items()]
         process = subprocess.Popen(
-            [str(self._program), str(port), f"key={key}", *wishes], stdout=subprocess.PIPE
+            [str(self._program), str(port), f"key={key}", f"model={model}", *wishes], stdout=subprocess.PIPE
         )
         left: dict[int, int] = {}
         said: dict[str, Any] = {}
