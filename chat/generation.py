@@ -7,6 +7,7 @@ a reader saw stays a prefix of the final text.
 import asyncio
 import time
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 from uuid import UUID
 
@@ -15,7 +16,8 @@ import structlog
 from chat.leases import MAX_ATTEMPTS, Job
 from chat.relay_writer import LogWriter, Outgoing
 from chat.states import MessageStatus
-from gateway import completion
+from gateway import admission, completion
+from gateway.admission import Waiting
 from gateway.errors import UpstreamLost
 from gateway.models import UsageRecord
 from llamaproj.errors import LlamaProjError
@@ -119,13 +121,14 @@ class Answer:
         if self.text:
             messages.append({"role": "assistant", "content": self.text})
         call = completion.Call(
-            user=self.job.owner,
-            served=self.job.served,
+            await admission.caller_of_user(self.job.owner.pk),
+            self.job.served.slug,
             door=UsageRecord.Door.CHAT,
             body=self._body(messages),
             patience_s=_PATIENCE_S,
             avoid=self._last_replica,
-            on_wait=lambda word: self._tell(writer, MessageStatus.LOADING, word),
+            thread=str(self.job.conversation),
+            on_wait=partial(self._tell_waiting, writer),
         )
         async with completion.run(call) as stream:
             self._last_replica = frozenset({stream.replica.pk})
@@ -178,6 +181,11 @@ class Answer:
         timings["prompt_tokens"] = timings.get("prompt_tokens") or meter.prompt_tokens
         if meter.decode_ms:
             timings["tokens_per_second"] = meter.completion_tokens / meter.decode_ms * 1000
+
+    def _tell_waiting(self, writer: LogWriter, waiting: Waiting) -> None:
+        """A place in the line, or how far the model is loaded."""
+        status = MessageStatus.LOADING if waiting.place is None else MessageStatus.QUEUED
+        self._tell(writer, status, waiting.word)
 
     def _tell(self, writer: LogWriter, status: MessageStatus, progress: str) -> None:
         self.status = status

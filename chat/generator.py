@@ -24,8 +24,9 @@ from chat.models import Generation
 from chat.relay import assemble, read_stream
 from chat.relay_writer import LogWriter, Outgoing
 from chat.states import MessageStatus
-from chat.valkey import client
+from gateway import admission
 from gateway.upstream import close_session
+from gateway.valkey import client
 
 log = structlog.get_logger(__name__)
 
@@ -226,9 +227,11 @@ async def main() -> None:
         loop.add_signal_handler(signum, stopping.set)
     redis = client()
     generator = Generator(redis)
+    admission.start()
     log.info("generator ready", owner=str(generator.owner), pid=os.getpid())
     try:
         await generator.run(stopping)
     finally:
+        await admission.stop()
         await close_session()
         await redis.aclose()

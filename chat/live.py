@@ -10,7 +10,7 @@ from chat.models import Generation
 from chat.relay_hub import Checkpoint, Hub
 from chat.rendering import AnswerFeed
 from chat.states import MessageStatus
-from chat.valkey import client
+from gateway.valkey import client
 
 _hubs: weakref.WeakKeyDictionary[asyncio.AbstractEventLoop, Hub[AnswerFeed]] = weakref.WeakKeyDictionary()
 

@@ -18,18 +18,17 @@ from uuid import UUID
 import structlog
 from channels.db import database_sync_to_async
 
-from accounts.models import ApiKey, User
-from gateway import dialect, routing, sse
-from gateway.errors import CircularRoute, UpstreamLost
+from gateway import admission, dialect, prompt, sse
+from gateway.admission import Ask, Caller, Ticket, Waiting
+from gateway.errors import CircularRoute, ModelNotFound, UpstreamLost
 from gateway.meter import Meter, parse
 from gateway.models import UsageRecord
 from gateway.replica import Replica
-from gateway.upstream import open_answer
+from gateway.upstream import erase_slot, open_answer
 from gateway.usage import record
-from llamaproj.errors import LlamaProjError
+from llamaproj.errors import LlamaProjError, NotAllowed, NotAuthenticated
 from models_admin import tasks
 from models_admin.external import tasks as external_tasks
-from models_admin.models import ServedModel
 
 __all__ = ["Call", "Meter", "Stream", "parse", "run"]
 
@@ -38,6 +37,10 @@ log = structlog.get_logger(__name__)
 CHAT = "chat/completions"
 # Those that are not below /v1 at llama-server.
 _TOP_LEVEL = frozenset({"tokenize", "apply-template"})
+# Those whose prompt is read in a slot that the portal chooses.
+_IN_SLOTS = frozenset({CHAT, "completions", "responses"})
+_NOT_OURS = (ModelNotFound, NotAuthenticated, NotAllowed)
+_ENDED = frozenset({UsageRecord.Finish.STOP, UsageRecord.Finish.LENGTH, UsageRecord.Finish.TOOL_CALLS})
 # How often a request that has produced nothing yet is tried again, unseen by the client.
 _TRIES = 3
 # Portals may serve each other's models, but not in a circle.
@@ -50,19 +53,20 @@ class Call:
 
     `endpoint` is the path below /v1, and `body` the request as the OpenAI API has it; `patience_s` bounds the wait for
     a replica; replicas in `avoid` have just failed the caller. `hops` counts the portals that have passed it on.
+    `thread` names what the prompt begins with, where somebody knows that better than the prompt.
     """
 
-    user: User
-    served: ServedModel
+    caller: Caller
+    slug: str
     door: UsageRecord.Door
     body: dict[str, Any]
-    api_key: ApiKey | None = None
     endpoint: str = CHAT
     patience_s: float = 30.0
     avoid: frozenset[UUID] = frozenset()
     hops: int = 0
     request_id: str = ""
-    on_wait: Callable[[str], None] = lambda word: None
+    thread: str = ""
+    on_wait: Callable[[Waiting], None] = lambda waiting: None
 
     @property
     def path(self) -> str:
@@ -74,13 +78,31 @@ class Call:
         """Whether the answer comes in events."""
         return bool(self.body.get("stream"))
 
+    def ask(self) -> Ask:
+        """What admission has to know of it."""
+        size = prompt.size_of(self.endpoint, self.body)
+        return Ask(
+            self.caller,
+            self.slug,
+            prompt_tokens=size.prompt_tokens,
+            completion_tokens=size.completion_tokens,
+            prompt_bytes=size.prompt_bytes,
+            patience_s=self.patience_s,
+            thread=self.thread or prompt.thread_of(self.body),
+            avoid=self.avoid,
+            light=self.endpoint in _TOP_LEVEL,
+            on_wait=self.on_wait,
+        )
+
 
 class Stream:
     """An answer on its way, with its meter and the replica that writes it."""
 
-    def __init__(self, call: Call, ticket: routing.Ticket, meter: Meter) -> None:
+    def __init__(self, call: Call, ticket: Ticket, meter: Meter) -> None:
         self._call = call
         self._ticket = ticket
+        ticket.ask.on_revoked = self._revoke
+        self._revoked: LlamaProjError | None = None
         self._upstream: dialect.Source | None = None
         self._first = b""
         self.meter = meter
@@ -98,7 +120,7 @@ class Stream:
     async def open(self) -> None:
         """Connect and wait for the first events, or for the whole answer, trying other replicas while there is none."""
         for left in reversed(range(_TRIES)):
-            self.meter.routed = time.monotonic()
+            self.meter.routed, self.meter.load_ms = time.monotonic(), self._ticket.load_ms
             try:
                 await self._open_once(self._call.body)
             except UpstreamLost:
@@ -113,8 +135,13 @@ class Stream:
     async def _open_once(self, body: dict[str, Any]) -> None:
         call, replica = self._call, self.replica
         asked = dialect.request_body(replica, body)
-        if self._ticket.slot is not None and replica.external is None:
-            asked["id_slot"] = self._ticket.slot
+        slot = self._ticket.slot
+        if slot is not None and call.endpoint in _IN_SLOTS and asked.get("n") in {None, 1}:
+            asked["id_slot"] = slot
+        if slot is not None and self._ticket.is_fresh:
+            # It was somebody else's: nothing of it may be read, not even in how fast the answer comes.
+            await erase_slot(replica, slot)
+            asked["cache_prompt"] = False
         upstream = await open_answer(replica, call.path, asked, hops=call.hops)
         self._upstream = dialect.source(upstream, replica, body, self.meter.see)
         self._first = await (self._upstream.block() if call.is_streamed else self._upstream.whole())
@@ -128,7 +155,12 @@ class Stream:
             self.meter.see(block)
             self._ticket.completion_tokens = self.meter.completion_tokens
             yield block
-            block = await self._upstream.block()
+            try:
+                block = await self._upstream.block()
+            except UpstreamLost:
+                if self._revoked is not None:
+                    raise self._revoked from None
+                raise
         self.meter.succeed()
 
     async def payloads(self) -> AsyncIterator[bytes]:
@@ -144,6 +176,12 @@ class Stream:
         self.meter.succeed()
         return self._first
 
+    def _revoke(self, error: LlamaProjError) -> None:
+        """The caller has no right to it any more."""
+        self._revoked = error
+        if self._upstream is not None:
+            self._upstream.close()
+
     def close(self) -> None:
         """Close the connection to the replica."""
         if self._upstream is not None:
@@ -155,17 +193,15 @@ class Stream:
 async def run(call: Call) -> AsyncIterator[Stream]:
     """Open the call's answer.
 
-    Raises `NotServed`, `ContextExceeded`, `NotSupported`, `UpstreamRefused`, `UpstreamBusy`, `UpstreamLost` or
+    Raises what `admission.admit` does, and `NotSupported`, `UpstreamRefused`, `UpstreamBusy`, `UpstreamLost` or
     `CircularRoute`.
     """
     if call.hops > _HOPS_MAX:
         raise CircularRoute
     meter = Meter()
-    ticket: routing.Ticket | None = None
+    ticket: Ticket | None = None
     try:
-        ticket = await routing.admit(
-            call.served.pk, avoid=call.avoid, patience_s=call.patience_s, on_wait=call.on_wait
-        )
+        ticket = await admission.admit(call.ask())
         stream = Stream(call, ticket, meter)
         try:
             await stream.open()
@@ -179,15 +215,18 @@ async def run(call: Call) -> AsyncIterator[Stream]:
         await asyncio.shield(_settle(call, meter, ticket))
 
 
-async def _settle(call: Call, meter: Meter, ticket: routing.Ticket | None) -> None:
+async def _settle(call: Call, meter: Meter, ticket: Ticket | None) -> None:
     """Give back what was reserved, and leave the record."""
+    if isinstance(meter.error, _NOT_OURS) and ticket is None:
+        # Nobody, or nothing that is here: what strangers guess fills no table.
+        return
     row = record.Record(
-        user=call.user.pk,
-        api_key=call.api_key.pk if call.api_key else None,
-        team=call.api_key.team_id if call.api_key else None,
-        served=call.served.pk,
+        user=call.caller.user_pk,
+        api_key=call.caller.api_key_pk,
+        team=call.caller.team_pk,
+        served=ticket.model.pk if ticket else None,
         instance=ticket.replica.pk if ticket else None,
-        model_slug=call.served.slug,
+        model_slug=call.slug,
         door=call.door,
         endpoint=call.endpoint,
         request_id=call.request_id,
@@ -204,7 +243,12 @@ async def _settle(call: Call, meter: Meter, ticket: routing.Ticket | None) -> No
         decode_ms=meter.decode_ms,
         total_ms=(time.monotonic() - meter.arrived) * 1000,
     )
-    await (ticket or routing.Ticket.none()).close(row.encode(), row.prompt_tokens, row.completion_tokens)
+    if ticket is None:
+        await admission.leave(row.encode())
+    else:
+        lost = isinstance(meter.error, UpstreamLost)
+        outcome = "lost" if lost else "ok" if meter.finish in _ENDED else ""
+        await ticket.close(row.encode(), row.prompt_tokens, row.completion_tokens, outcome=outcome)
 
 
 @database_sync_to_async

@@ -45,8 +45,8 @@ class Meter:
 
     @property
     def queue_ms(self) -> float:
-        """From arrival to a replica."""
-        return ((self.routed or time.monotonic()) - self.arrived) * 1000
+        """From arrival to a replica, without the time in which the model was loaded."""
+        return ((self.routed or time.monotonic()) - self.arrived) * 1000 - self.load_ms
 
     @property
     def first_token_ms(self) -> float | None:

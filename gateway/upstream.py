@@ -10,11 +10,14 @@ from typing import Any
 
 import aiohttp
 import orjson
+import structlog
 
 from gateway import dialect, sse
 from gateway.errors import ContextExceeded, NotSupported, UpstreamLost, UpstreamRefused
 from gateway.replica import Replica
 from llamaproj.errors import InvalidInput, LlamaProjError
+
+log = structlog.get_logger(__name__)
 
 # Reading a long prompt on a slow machine sends progress after every batch; silence longer than this is a hang. An
 # answer that isn't streamed is silent until its end.
@@ -22,6 +25,7 @@ _SILENCE_S, _WHOLE_S = 180.0, 1800.0
 _CONNECT_S = 3.0
 _STREAMED = aiohttp.ClientTimeout(total=None, sock_connect=_CONNECT_S, sock_read=_SILENCE_S)
 _AS_A_WHOLE = aiohttp.ClientTimeout(total=None, sock_connect=_CONNECT_S, sock_read=_WHOLE_S)
+_AT_ONCE = aiohttp.ClientTimeout(total=5.0, sock_connect=_CONNECT_S)
 # Far beyond any answer or error; what a stranger sends without end must not fill the memory.
 _MAX_WHOLE_BYTES = 32 * 1024 * 1024
 _MAX_ERROR_BYTES = 64 * 1024
@@ -159,6 +163,21 @@ async def open_answer(replica: Replica, path: str, body: dict[str, Any], *, hops
     if response.status in {404, 405, 501} and path not in _EVERYBODY_KNOWS:
         raise NotSupported
     raise dialect.error_of(response.status, said, response.headers.get("retry-after", ""))
+
+
+async def erase_slot(replica: Replica, slot: int) -> None:
+    """Have the replica forget what a slot holds. One that can't is asked not to use it (`cache_prompt`)."""
+    try:
+        async with session().post(
+            replica.url(f"/slots/{slot}?action=erase"),
+            headers={"authorization": f"Bearer {replica.api_key}"},
+            allow_redirects=False,
+            timeout=_AT_ONCE,
+        ) as response:
+            if response.status != 200:
+                log.warning("a slot could not be erased", instance=str(replica.pk), status=response.status)
+    except (aiohttp.ClientError, TimeoutError, OSError) as error:
+        raise UpstreamLost(f"The model's server can't be reached: {type(error).__name__}.") from error
 
 
 def dumps(body: dict[str, Any]) -> bytes:

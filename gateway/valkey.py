@@ -9,7 +9,7 @@ import hashlib
 import ssl
 from collections import deque
 from collections.abc import Callable
-from typing import Any
+from typing import Any, cast
 
 import hiredis
 from django.conf import settings
@@ -23,6 +23,9 @@ _WAIT_S = 5.0
 _CONNECT_S = 2.0
 # An answer takes microseconds; a server that is silent for so long is gone, whatever its socket says.
 _SILENCE_S = 3.0
+
+# What a server answers that isn't there yet, or not any more.
+_AWAY = ("LOADING", "BUSY", "READONLY", "MASTERDOWN")
 
 Argument = str | int | float | bytes | memoryview
 
@@ -54,8 +57,8 @@ class _Protocol(asyncio.Protocol):
         self.is_open = False
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        assert isinstance(transport, asyncio.WriteTransport)
-        self._transport = transport
+        # uvloop's transports are no subclasses of asyncio's.
+        self._transport = cast(asyncio.WriteTransport, transport)
         self.is_open = True
 
     def connection_lost(self, exc: Exception | None) -> None:
@@ -76,7 +79,8 @@ class _Protocol(asyncio.Protocol):
             if answer.done():
                 continue
             if isinstance(reply, hiredis.ReplyError):
-                answer.set_exception(ResponseError(str(reply)))
+                away = str(reply).startswith(_AWAY)
+                answer.set_exception((ValkeyGone if away else ResponseError)(str(reply)))
             else:
                 answer.set_result(reply)
 

@@ -1,6 +1,8 @@
-"""The web process: HTTP through Django, WebSockets through Channels."""
+"""The web process: pages through Django, the OpenAI-compatible API beside it, WebSockets through Channels."""
 
+import gc
 import os
+from typing import Any
 
 os.environ.setdefault("DJANGO_SETTINGS_MODULE", "llamaproj.settings")
 
@@ -12,24 +14,58 @@ from channels.auth import AuthMiddlewareStack
 from channels.routing import ProtocolTypeRouter, URLRouter
 from django.urls import path
 
+from accounts.second_factor import SocketGate
 from chat.consumers import ConversationConsumer
+from gateway import admission, upstream
+from gateway.openai import application as openai
 from llamaproj.origin import SameOrigin
 from models_admin.consumers import ModelsConsumer
 from models_admin.nodes.consumer import NodesConsumer
 from monitoring.consumers import MonitoringConsumer
 
+# What is loaded by now stays; looking through it again and again delays every open stream.
+_GC_THRESHOLDS = (50_000, 50, 100)
+
+
+async def http(scope: Any, receive: Any, send: Any) -> None:
+    """Programs' requests go past Django."""
+    if openai.serves(scope["path"]):
+        await openai.application(scope, receive, send)
+    else:
+        await django_application(scope, receive, send)
+
+
+async def lifespan(scope: Any, receive: Any, send: Any) -> None:
+    """What a server that says so does at its start and its end."""
+    while True:
+        message = await receive()
+        if message["type"] == "lifespan.startup":
+            gc.collect()
+            gc.freeze()
+            gc.set_threshold(*_GC_THRESHOLDS)
+            await send({"type": "lifespan.startup.complete"})
+        else:
+            await admission.stop()
+            await upstream.close_session()
+            await send({"type": "lifespan.shutdown.complete"})
+            return
+
+
 application = ProtocolTypeRouter(
     {
-        "http": django_application,
+        "http": http,
+        "lifespan": lifespan,
         "websocket": SameOrigin(
             AuthMiddlewareStack(
-                URLRouter(
-                    [
-                        path("ws/chat/<uuid:pk>/", ConversationConsumer.as_asgi()),
-                        path("ws/models/", ModelsConsumer.as_asgi()),
-                        path("ws/models/nodes/", NodesConsumer.as_asgi()),
-                        path("ws/monitoring/", MonitoringConsumer.as_asgi()),
-                    ]
+                SocketGate(
+                    URLRouter(
+                        [
+                            path("ws/chat/<uuid:pk>/", ConversationConsumer.as_asgi()),
+                            path("ws/models/", ModelsConsumer.as_asgi()),
+                            path("ws/models/nodes/", NodesConsumer.as_asgi()),
+                            path("ws/monitoring/", MonitoringConsumer.as_asgi()),
+                        ]
+                    )
                 )
             )
         ),

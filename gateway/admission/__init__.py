@@ -6,7 +6,7 @@ from gateway.admission import callers, catalog
 from gateway.admission.callers import Caller
 from gateway.admission.gate import gate, stop
 from gateway.admission.ledger import Use, use_of
-from gateway.admission.tickets import Ask, Ticket, Waiting, admit
+from gateway.admission.tickets import Ask, Ticket, Waiting, admit, leave
 from models_admin.models import ServedModel
 
 __all__ = [
@@ -19,6 +19,7 @@ __all__ = [
     "caller_of",
     "caller_of_user",
     "forget",
+    "leave",
     "models_of",
     "start",
     "stop",

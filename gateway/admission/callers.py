@@ -1,5 +1,6 @@
 """Who is asking, and what they may use: remembered under the version of rights that it was read under."""
 
+import asyncio
 import time
 from collections import OrderedDict
 from dataclasses import dataclass, field
@@ -11,6 +12,7 @@ from django.db.models import Q
 from django.utils import timezone
 
 from accounts.models import ApiKey, Team, User
+from gateway.admission.readings import shared
 from gateway.admission.subjects import Subject
 from gateway.errors import ModelNotFound
 from gateway.models import Limit
@@ -95,6 +97,9 @@ def forget() -> None:
     _callers.clear()
 
 
+_readings: dict[tuple[str, str], "asyncio.Future[Caller]"] = {}
+
+
 async def _find(digest: str, version: str) -> Caller:
     found = _callers.get(digest)
     now = time.monotonic()
@@ -105,7 +110,7 @@ async def _find(digest: str, version: str) -> Caller:
         or (found.expires_at is not None and found.expires_at <= time.time())
     ):
         try:
-            found = await _read(digest, version)
+            found = await shared(_readings, (digest, version), lambda: _read(digest, version))
         except NotAuthenticated:
             _callers.pop(digest, None)
             raise
@@ -155,11 +160,15 @@ def _weight(teams: Any) -> int:
     return max(teams.values_list("weight", flat=True), default=1)
 
 
+_right_readings: dict[tuple[str, str, str], "asyncio.Future[Right]"] = {}
+
+
 async def right(caller: Caller, slug: str) -> Right:
     """What the caller may do with a model. Raises `ModelNotFound`, also where it exists for others only."""
     found = caller.rights.get(slug)
     if found is None:
-        found = caller.rights[slug] = await _read_right(caller, slug)
+        key = (caller.digest, caller.version, slug)
+        found = caller.rights[slug] = await shared(_right_readings, key, lambda: _read_right(caller, slug))
     return found
 
 

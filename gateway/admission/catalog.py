@@ -8,6 +8,7 @@ from uuid import UUID
 import orjson
 from channels.db import database_sync_to_async
 
+from gateway.admission.readings import shared
 from gateway.errors import ModelNotFound
 from gateway.replica import Replica
 from models_admin import demand, tasks
@@ -109,6 +110,7 @@ class Model:
 
 
 _known: dict[int, Model] = {}
+_readings: dict[tuple[int, str], "asyncio.Future[Model]"] = {}
 
 
 def known(pk: int) -> Model | None:
@@ -119,7 +121,7 @@ def known(pk: int) -> Model | None:
 
 async def read(pk: int, version: str) -> Model:
     """The model as Postgres has it, remembered under a version that was current before. Raises `ModelNotFound`."""
-    model: Model = await _read(pk, version)
+    model: Model = await shared(_readings, (pk, version), lambda: _read(pk, version))
     _known[pk] = model
     return model
 
@@ -173,11 +175,7 @@ _looks: dict[int, "asyncio.Future[Model]"] = {}
 
 async def look(pk: int, version: str) -> Model:
     """The model as it is now. Requests that look at about the same moment share one look, however many wait."""
-    found = _looks.get(pk)
-    if found is None or found.get_loop() is not asyncio.get_running_loop():
-        found = _looks[pk] = asyncio.ensure_future(_look(pk, version))
-        found.add_done_callback(lambda _: _looks.pop(pk, None))
-    return await asyncio.shield(found)
+    return await shared(_looks, pk, lambda: _look(pk, version))
 
 
 async def _look(pk: int, version: str) -> Model:

@@ -124,7 +124,7 @@ class Gate:
                 try:
                     ticket.ask.caller = await callers.renewed(ticket.ask.caller, self.rights)
                 except NotAuthenticated as error:
-                    ticket.ask.on_revoked(error)
+                    ticket.revoke(error)
 
     def _hear(self, message: Any) -> None:
         """Something was published for this process."""

@@ -300,17 +300,30 @@ class Ticket:
         self._gate.tickets.pop(self._key, None)
         if not self.is_known and not said:
             return
-        counts = (prompt_tokens, completion_tokens, outcome)
-        keys = (record.STREAM, record.FIELD)
-        try:
-            await self._gate.run_once(
-                scripts.SETTLE, self._key, *counts, said, record.MOST_WAITING, keys=keys
-            )
-        except (ValkeyGone, OSError, ResponseError) as error:
-            log.warning("the end of a request waits for Valkey", error=str(error))
-            self._gate.settle_later((scripts.SETTLE, self._key, *counts, b"", 0))
-            if said:
-                await _write_directly(said)
+        await _settle(self._gate, (self._key, prompt_tokens, completion_tokens, outcome), said)
+
+    def revoke(self, error: LlamaProjError) -> None:
+        """The caller has lost their rights: waiting ends, and an answer's reader is told."""
+        if self._has_slot():
+            self.ask.on_revoked(error)
+        elif self._granted is not None and not self._granted.done():
+            self._granted.set_exception(error)
+
+
+async def _settle(gate: Gate, end: tuple[str | int, ...], said: bytes) -> None:
+    keys = (record.STREAM, record.FIELD)
+    try:
+        await gate.run_once(scripts.SETTLE, *end, said, record.MOST_WAITING, keys=keys)
+    except (ValkeyGone, OSError, ResponseError) as error:
+        log.warning("the end of a request waits for Valkey", error=str(error))
+        gate.settle_later((scripts.SETTLE, *end, b"", 0))
+        if said:
+            await _write_directly(said)
+
+
+async def leave(said: bytes) -> None:
+    """Leave the record of a request that wasn't let in. Raises nothing."""
+    await _settle(gate(), ("", 0, 0, ""), said)
 
 
 @database_sync_to_async

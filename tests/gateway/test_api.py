@@ -5,30 +5,32 @@ import json
 from collections.abc import AsyncIterator
 
 import pytest
-from asgiref.testing import ApplicationCommunicator
 from channels.db import database_sync_to_async
-from django.core.asgi import get_asgi_application
-from django.test import AsyncClient
 
 from accounts import key_actions
 from accounts.models import Team, User
+from gateway import admission
 from gateway.models import UsageRecord
 from gateway.upstream import close_session
+from gateway.usage.drain import drain
 from models_admin.models import Instance, ServedModel
 from models_admin.states import InstanceState
 from tests.fake_engine import FakeEngine, Script
+from tests.gateway.program import CHAT, Program, Response, payloads
 from tests.serving import add_replica, serve
 
 pytestmark = pytest.mark.django_db(transaction=True)
 
 in_db = database_sync_to_async
-CHAT = "/v1/chat/completions"
+# The tests beside this one know it by this name.
+Api = Program
 
 
 @pytest.fixture
 async def engine() -> AsyncIterator[FakeEngine]:
     async with FakeEngine() as engine:
         yield engine
+        await admission.stop()
         await close_session()
 
 
@@ -42,23 +44,6 @@ async def user() -> User:
     return await in_db(User.objects.create_user)("ada")
 
 
-class Api:
-    """A program with a key."""
-
-    def __init__(self, key: str) -> None:
-        self.client = AsyncClient()
-        self.headers = {"authorization": f"Bearer {key}"}
-
-    async def get(self, path: str):
-        return await self.client.get(path, headers=self.headers)
-
-    async def post(self, body: object, path: str = CHAT):
-        return await self.send(json.dumps(body), path)
-
-    async def send(self, data: str | bytes, path: str = CHAT):
-        return await self.client.post(path, data, content_type="application/json", headers=self.headers)
-
-
 @pytest.fixture
 async def api(user: User) -> Api:
     _, key = await in_db(key_actions.create_api_key)(user=user, name="test", by=None)
@@ -69,9 +54,14 @@ def ask(**more: object) -> dict[str, object]:
     return {"model": "fake", "messages": [{"role": "user", "content": "hi"}], **more}
 
 
-async def events(response) -> list[str]:
-    data = b"".join([part async for part in response.streaming_content])
-    return [line[6:].decode() for line in data.split(b"\n") if line.startswith(b"data: ")]
+async def events(response: Response) -> list[str]:
+    return payloads(response.content)
+
+
+async def the_record() -> UsageRecord:
+    """The newest record."""
+    await in_db(drain)()
+    return await UsageRecord.objects.order_by("at").alatest("at")
 
 
 async def test_an_answer_as_a_whole(engine, served, api):
@@ -81,7 +71,7 @@ async def test_an_answer_as_a_whole(engine, served, api):
 
     assert response.status_code == 200
     assert response.json()["choices"][0]["message"]["content"] == "Good morning."
-    record = await UsageRecord.objects.aget()
+    record = await the_record()
     assert (record.status, record.finish, record.door, record.completion_tokens) == (200, "stop", "api", 4)
 
 
@@ -96,7 +86,7 @@ async def test_an_answer_as_a_stream(engine, served, api):
     assert chunks[-1] == "[DONE]"
     text = "".join(json.loads(one)["choices"][0]["delta"].get("content") or "" for one in chunks[:-1])
     assert text == "w0 w1 w2 w3 w4 "
-    record = await UsageRecord.objects.aget()
+    record = await the_record()
     assert (record.finish, record.completion_tokens) == ("stop", 5)
     assert record.first_token_ms is not None
 
@@ -118,35 +108,22 @@ async def test_an_error_in_mid_stream_is_an_error_object_and_the_end(engine, ser
     chunks = await events(await api.post(ask(stream=True)))
 
     assert json.loads(chunks[-1])["error"]["code"] == "upstream_lost"
-    assert (await UsageRecord.objects.aget()).finish == "error"
+    assert (await the_record()).finish == "error"
 
 
 async def test_a_client_that_goes_away_frees_the_slot(engine, served, api):
     engine.scripts = [Script(tokens=10_000, interval_ms=5)]
-    scope = {
-        "type": "http",
-        "method": "POST",
-        "path": CHAT,
-        "query_string": b"",
-        "headers": [
-            (b"host", b"localhost"),
-            (b"content-type", b"application/json"),
-            *((name.encode(), value.encode()) for name, value in api.headers.items()),
-        ],
-    }
-    connection = ApplicationCommunicator(get_asgi_application(), scope)
-    await connection.send_input({"type": "http.request", "body": json.dumps(ask(stream=True)).encode()})
-    assert (await connection.receive_output(5))["status"] == 200
-    await connection.receive_output(5)
+    connection = api.stream(ask())
+    await connection.until(b"w1 ")
     assert engine.busy_slots == 1
 
-    await connection.send_input({"type": "http.disconnect"})
+    connection.leave()
 
     async with asyncio.timeout(1):
         while engine.busy_slots:
             await asyncio.sleep(0.01)
-    await connection.wait(5)
-    assert (await UsageRecord.objects.aget()).finish == "cancelled"
+    await connection.response()
+    assert (await the_record()).finish == "cancelled"
 
 
 async def test_a_prompt_too_long_says_how_long_it_may_be(engine, served, api):
@@ -246,7 +223,7 @@ async def test_what_nobody_foresaw_is_told_in_one_neutral_sentence(engine, serve
     async def broken(*args: object, **kwargs: object) -> None:
         raise ZeroDivisionError("secret detail")
 
-    monkeypatch.setattr("gateway.routing.pick", broken)
+    monkeypatch.setattr("gateway.admission.admit", broken)
 
     response = await api.post(ask())
 

@@ -8,7 +8,7 @@ import orjson
 from django.core.management.base import BaseCommand, CommandError
 
 from accounts.models import User
-from gateway import completion
+from gateway import admission, completion
 from gateway.models import UsageRecord
 from gateway.upstream import close_session
 from llamaproj.errors import LlamaProjError
@@ -41,13 +41,15 @@ class Command(BaseCommand):
 
     async def _stream(self, user: User, served: ServedModel, text: str) -> None:
         body = {"messages": [{"role": "user", "content": text}], "stream": True}
-        call = completion.Call(user=user, served=served, door=UsageRecord.Door.CHAT, body=body)
         try:
+            caller = await admission.caller_of_user(user.pk)
+            call = completion.Call(caller, served.slug, door=UsageRecord.Door.CHAT, body=body)
             async with completion.run(call) as stream:
                 async for payload in stream.payloads():
                     for choice in orjson.loads(payload)["choices"]:
                         self.stdout.write(choice["delta"].get("content") or "", ending="")
                         self.stdout.flush()
         finally:
+            await admission.stop()
             await close_session()
         self.stdout.write("")

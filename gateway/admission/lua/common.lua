@@ -6,7 +6,7 @@
 --   processes              who holds tickets, by the time of the last heartbeat; of:PROCESS its tickets
 --   t:TICKET               one request, waiting or running
 --   m:MODEL:…              vtc: counters of people · w0 w1 w2: people who wait, by counter · qCLASS:PERSON: their tickets
---                          weights · facts · replicas
+--                          weights · facts · replicas · thread:THREAD: the slot that read it last
 --   r:REPLICA              open requests, KV tokens, slots · b:REPLICA its breaker
 --   l:SUBJECT:METRIC       a sliding window, or the set of open requests
 
@@ -158,29 +158,65 @@ local function passes(replica)
   return not (known[2] and call('EXISTS', G .. 't:' .. known[2]) == 1), true
 end
 
--- The free slot that suits best: what it holds begins as this prompt does; it was this person's; nobody's; the coldest.
-local function free_slot(replica, facts, ticket)
+-- What is known of a replica's slots: for each its ticket, last person, last thread, last use. A few commands for all
+-- of them; more at a time than fits on Lua's stack can't be asked.
+local SLOTS_AT_ONCE = 200
+
+local function slots_of(replica, count)
+  local found, first = {}, 0
+  while first < count do
+    local names, last = {}, math.min(count, first + SLOTS_AT_ONCE) - 1
+    for slot = first, last do
+      for _, name in ipairs({'s', 'p', 'h', 'u'}) do names[#names + 1] = name .. slot end
+    end
+    local values = call('HMGET', G .. 'r:' .. replica, unpack(names))
+    for i = 1, #values, 4 do found[#found + 1] = {values[i], values[i + 1], values[i + 2], values[i + 3]} end
+    first = last + 1
+  end
+  return found
+end
+
+-- The free slot that suits best: it was this person's; nobody's; the coldest of all. And whether it was a stranger's.
+local function free_slot(facts, person)
   local best, best_rank, best_used, strange
-  for slot = 0, facts.slots - 1 do
-    local known = call('HMGET', G .. 'r:' .. replica, 's' .. slot, 'p' .. slot, 'h' .. slot, 'u' .. slot)
+  for i, known in ipairs(slots_of(facts.id, facts.slots)) do
     if not known[1] then
-      local mine = known[2] == ticket.person
-      local rank = 3
-      if ticket.thread ~= '' and known[3] == ticket.thread and (mine or not facts.strict) then rank = 0
-      elseif not known[2] then rank = 1
-      elseif mine then rank = 2 end
+      local mine = known[2] == person
+      local rank = (not known[2] and 1) or (mine and 2) or 3
       local used = tonumber(known[4] or 0)
       if not best or rank < best_rank or (rank == best_rank and used < best_used) then
-        best, best_rank, best_used, strange = slot, rank, used, not mine
+        best, best_rank, best_used, strange = i - 1, rank, used, not mine
       end
+      if rank == 1 then break end
     end
   end
-  return best, best_rank, strange
+  return best, strange
+end
+
+-- The slot that last read what this prompt begins with, if it is free still and may be read by this person.
+local function warm_slot(ticket, facts, known)
+  if not known or known.replica ~= facts.id or known.slot >= facts.slots then return nil end
+  local slot = known.slot
+  local now = call('HMGET', G .. 'r:' .. facts.id, 's' .. slot, 'p' .. slot, 'h' .. slot)
+  if now[1] or now[3] ~= ticket.thread then return nil end
+  local mine = now[2] == ticket.person
+  if facts.strict and not mine then return nil end
+  return slot, not mine
+end
+
+local function warm_place(ticket)
+  if ticket.thread == '' then return nil end
+  local known = call('GET', of(ticket.model, 'thread:' .. ticket.thread))
+  if not known then return nil end
+  local replica, slot = string.match(known, '(%S+) (%d+)')
+  return {replica = replica, slot = tonumber(slot)}
 end
 
 -- Where the ticket may run now: a replica's facts, a slot, whether a stranger had it, whether it is a probe. Or nothing.
+-- A warm slot first, then the least loaded: by KV tokens, then by open requests.
 local function find_place(ticket, replicas)
   local best
+  local warm = warm_place(ticket)
   for _, facts in ipairs(replicas) do
     local load = call('HMGET', G .. 'r:' .. facts.id, 'open', 'kv')
     local open, kv = tonumber(load[1] or 0), tonumber(load[2] or 0)
@@ -189,20 +225,25 @@ local function find_place(ticket, replicas)
         and not (avoided and facts.own and NOW - ticket.since < AVOIDED_MS) then
       local may, probing = passes(facts.id)
       if may then
-        local slot, rank, strange = -1, 3, false
-        if facts.own then slot, rank, strange = free_slot(facts.id, facts, ticket) end
-        if slot then
-          local one = {facts = facts, slot = slot, strange = strange, probing = probing,
-            order = {avoided and 1 or 0, rank == 0 and 0 or 1, kv / math.max(1, facts.kv), open / facts.slots, rank}}
-          local better = not best
-          if best then
-            for i = 1, 5 do
-              if one.order[i] ~= best.order[i] then better = one.order[i] < best.order[i] break end
-            end
+        local slot, strange = nil, false
+        if facts.own then slot, strange = warm_slot(ticket, facts, warm) end
+        local one = {facts = facts, slot = slot, strange = strange, probing = probing,
+          order = {avoided and 1 or 0, slot and 0 or 1, kv / math.max(1, facts.kv), open / facts.slots}}
+        local better = not best
+        if best then
+          for i = 1, 4 do
+            if one.order[i] ~= best.order[i] then better = one.order[i] < best.order[i] break end
           end
-          if better then best = one end
         end
+        if better then best = one end
       end
+    end
+  end
+  if best and not best.slot then
+    best.slot, best.strange = -1, false
+    if best.facts.own then
+      best.slot, best.strange = free_slot(best.facts, ticket.person)
+      if not best.slot then return nil end
     end
   end
   return best
@@ -235,6 +276,9 @@ local function occupy(ticket, replica, slot)
   call('HINCRBY', key, 'kv', ticket.kv)
   if slot >= 0 then
     call('HSET', key, 's' .. slot, ticket.id, 'p' .. slot, ticket.person, 'h' .. slot, ticket.thread, 'u' .. slot, NOW)
+    if ticket.thread ~= '' then
+      call('SET', of(ticket.model, 'thread:' .. ticket.thread), replica .. ' ' .. slot, 'PX', FORGET_MS)
+    end
   end
   call('PEXPIRE', key, 86400000)
 end

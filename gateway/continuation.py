@@ -1,0 +1,140 @@
+"""Going on with a streamed chat in mid-answer, after its replica has died.
+
+What was written is sent again as the beginning of the assistant's answer, and what comes is told as the rest of the
+same answer: id, time and model stay, the role isn't said again, tokens are summed. Plain text of one choice can be
+taken up like this; tool calls, thoughts, probabilities and answers bound to a grammar can't.
+"""
+
+from typing import Any
+
+import orjson
+
+from gateway import sse
+
+# What is kept of one stream, at most: its text, and the events that nobody has looked into yet.
+_MOST_CHARS = 256 * 1024
+_UNREAD_BYTES = 8 * 1024
+_LENGTHS = ("max_tokens", "max_completion_tokens", "n_predict")
+# A request with one of these asks for more than text.
+_MORE_THAN_TEXT = (
+    "tools",
+    "functions",
+    "logprobs",
+    "top_logprobs",
+    "n_probs",
+    "grammar",
+    "json_schema",
+    "echo",
+)
+_SAME = ("id", "created", "model", "system_fingerprint", "object")
+
+
+def is_possible(body: dict[str, Any]) -> bool:
+    """Whether the answer to this chat may be taken up by another replica."""
+    form = body.get("response_format")
+    is_text = form is None or (isinstance(form, dict) and form.get("type") == "text")
+    return is_text and body.get("n") in (None, 1) and not any(body.get(name) for name in _MORE_THAN_TEXT)
+
+
+class Continuation:
+    """The answer so far, kept so that another replica can go on with it."""
+
+    def __init__(self, body: dict[str, Any]) -> None:
+        self._body = body
+        self._unread: list[bytes] = []
+        self._unread_bytes = 0
+        self._texts: list[str] = []
+        self._chars = 0
+        self._same: dict[str, Any] = {}
+        self._is_possible = is_possible(body)
+        self._tokens_before = 0
+        self.tokens = 0
+        self.is_finished = False
+
+    def see(self, block: bytes) -> None:
+        """Keep what a client has been sent."""
+        if self._is_possible:
+            self._unread.append(block)
+            self._unread_bytes += len(block)
+            if self._unread_bytes > _UNREAD_BYTES:
+                self._read()
+
+    def request(self) -> dict[str, Any] | None:
+        """The chat from here on; None where it can't go on. After it `rewrite` what comes."""
+        self._read()
+        if not self._is_possible:
+            return None
+        self._tokens_before = self.tokens
+        body = dict(self._body)
+        if text := "".join(self._texts):
+            body["messages"] = _with_beginning(body["messages"], text)
+        for name in _LENGTHS:
+            most = body.get(name)
+            if isinstance(most, int) and most > 0:
+                body[name] = max(1, most - self.tokens)
+        return body
+
+    @property
+    def is_full(self) -> bool:
+        """Whether the answer has its whole length already."""
+        return any(
+            isinstance(most := self._body.get(name), int) and 0 < most <= self.tokens for name in _LENGTHS
+        )
+
+    def last_events(self) -> bytes:
+        """The end of an answer whose replica died just before it could say so."""
+        if self.is_finished:
+            return sse.DONE_EVENT
+        choice = {"index": 0, "delta": {}, "finish_reason": "length"}
+        return sse.event(orjson.dumps(self._same | {"choices": [choice]})) + sse.DONE_EVENT
+
+    def rewrite(self, block: bytes) -> bytes:
+        """Events of the new replica as the rest of the old one's answer; empty for those that say nothing new."""
+        return b"".join(self._rewritten(payload) for payload in sse.payloads(block))
+
+    def _rewritten(self, payload: bytes) -> bytes:
+        if payload == sse.DONE:
+            return sse.DONE_EVENT
+        chunk: dict[str, Any] = orjson.loads(payload) | self._same
+        for choice in chunk.get("choices") or ():
+            delta = choice.get("delta") or {}
+            delta.pop("role", None)
+            says = delta.get("content") or choice.get("finish_reason") or len(delta) > 1
+            if not says and "timings" not in chunk:
+                return b""
+        if isinstance(usage := chunk.get("usage"), dict):
+            chunk["usage"] = usage | {
+                "prompt_tokens": max(0, usage.get("prompt_tokens", 0) - self._tokens_before),
+                "completion_tokens": usage.get("completion_tokens", 0) + self._tokens_before,
+            }
+        return sse.event(orjson.dumps(chunk))
+
+    def _read(self) -> None:
+        """Take text out of the events."""
+        for payload in (payload for block in self._unread for payload in sse.payloads(block)):
+            if payload != sse.DONE:
+                self._read_chunk(orjson.loads(payload))
+        self._unread, self._unread_bytes = [], 0
+        if self._chars > _MOST_CHARS:
+            self._is_possible = False
+            self._texts = []
+
+    def _read_chunk(self, chunk: dict[str, Any]) -> None:
+        self._same = self._same or {name: chunk[name] for name in _SAME if name in chunk}
+        for choice in chunk.get("choices") or ():
+            delta = choice.get("delta") or {}
+            if any(value for name, value in delta.items() if name not in {"role", "content"}):
+                self._is_possible = False
+            if text := delta.get("content"):
+                self._texts.append(text)
+                self._chars += len(text)
+                self.tokens += 1
+            self.is_finished = self.is_finished or bool(choice.get("finish_reason"))
+
+
+def _with_beginning(messages: list[dict[str, Any]], text: str) -> list[dict[str, Any]]:
+    """The chat with the beginning of its answer; a beginning that the client gave itself comes first."""
+    last = messages[-1]
+    if last.get("role") != "assistant" or not isinstance(last.get("content"), str):
+        return [*messages, {"role": "assistant", "content": text}]
+    return [*messages[:-1], last | {"content": last["content"] + text}]
