@@ -427,6 +427,7 @@ SPECTACULAR_SETTINGS = {
     "ENUM_NAME_OVERRIDES": {
         "CacheTypeEnum": "models_admin.models.LaunchParameters.CacheType",
         "InstanceStateEnum": "models_admin.states.InstanceState",
+        "MessageStatusEnum": "chat.states.MessageStatus",
     },
 }
 
