@@ -3,13 +3,12 @@
 from datetime import datetime
 
 from models_admin import demand, events, notes
-from models_admin.engine.probe import Probe
+from models_admin.engine.probe import Activity
 from models_admin.models import Instance
 
 
-def observe(instance: Instance, now: datetime) -> bool:
-    """Look at a ready replica and note what it does. True if it works, or has worked since the last look."""
-    seen = Probe.of(instance).activity()
+def observe(instance: Instance, seen: Activity | None, now: datetime) -> bool:
+    """Note what a ready replica says it does. True if it works, or has worked since the last look."""
     if seen is None:
         return False
     slots = int(instance.launched.get("slots", 1))

@@ -1,14 +1,20 @@
 """What a running llama-server says of itself, asked with a short time-out and never raising."""
 
+from collections.abc import Iterable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from enum import Enum
 from functools import cache
+from uuid import UUID
 
 import httpx
 
 from models_admin.models import Instance
+from models_admin.states import InstanceState as S
 
 _TIMEOUT_S = 2.0
+_AT_ONCE = 16
+_ASKED = frozenset({S.STARTING, S.READY, S.DRAINING, S.UNREACHABLE})
 _COUNTED = {
     "llamacpp:prompt_tokens_total": "prompt_tokens",
     "llamacpp:tokens_predicted_total": "predicted_tokens",
@@ -33,6 +39,18 @@ class Activity:
     predicted_tokens: int
     busy: int
     queued: int
+
+
+@dataclass(frozen=True)
+class Look:
+    """What was seen of one: its health; what it does, if it is ready; whether it is idle, if it is to end."""
+
+    health: Health
+    activity: Activity | None
+    is_idle: bool
+
+
+SILENT = Look(Health.SILENT, None, is_idle=False)
 
 
 @dataclass(frozen=True)
@@ -88,6 +106,24 @@ class Probe:
             return _client().get(self.base_url + path, headers={"authorization": f"Bearer {self.api_key}"})
         except httpx.HTTPError:
             return None
+
+
+def looks_at(instances: Iterable[Instance]) -> dict[UUID, Look]:
+    """What each says of itself, asked at the same time: frozen ones cost one time-out together, not one each."""
+    asked = [(one.pk, S(one.state), Probe.of(one)) for one in instances if one.port and one.state in _ASKED]
+    if not asked:
+        return {}
+    with ThreadPoolExecutor(min(_AT_ONCE, len(asked)), thread_name_prefix="probe") as threads:
+        found = threads.map(lambda one: _look(one[2], one[1]), asked)
+        return {pk: look for (pk, _, _), look in zip(asked, found, strict=True)}
+
+
+def _look(probe: Probe, state: S) -> Look:
+    if state == S.DRAINING:
+        return Look(Health.SILENT, None, probe.is_idle())
+    health = probe.health()
+    works = state == S.READY and health is Health.OK
+    return Look(health, probe.activity() if works else None, is_idle=False)
 
 
 @cache

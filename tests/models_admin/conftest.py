@@ -9,7 +9,7 @@ import pytest
 from llamaproj import env
 from models_admin import lifecycle
 from models_admin.engine import process
-from models_admin.lifecycle import Patience
+from models_admin.instances.patience import Patience
 from models_admin.models import Instance, ModelFile, Node, ServedModel
 from tests.fake_engine import as_binary
 

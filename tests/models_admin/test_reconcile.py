@@ -15,7 +15,7 @@ from llamaproj import env
 from models_admin import lifecycle
 from models_admin.engine import instance_log, process
 from models_admin.engine.probe import Probe
-from models_admin.lifecycle import Patience
+from models_admin.instances.patience import Patience
 from models_admin.models import Instance, Node, ServedModel
 from models_admin.states import InstanceState as S
 from tests.models_admin.conftest import HASTY, Passes, living, only, state_of, want

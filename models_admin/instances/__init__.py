@@ -1,0 +1,1 @@
+"""What runs of the models on one machine: each instance taken a step further."""

@@ -1,0 +1,1 @@
+"""What should run, and where: the parts of the scheduler's pass."""
