@@ -12,7 +12,20 @@ pytestmark = pytest.mark.django_db
 
 PUBLIC = {"healthz", "readyz"}
 # Pages a member may open; everything else without parameters is for administrators, or needs a key.
-MEMBER = {"", "c/", "dashboard/", "monitoring/", "models/", "usage/", "teams/", "prompts/", "c/shared/", "accounts/2fa/", "accounts/sso/", "accounts/password/change/"}
+MEMBER = {
+    "",
+    "c/",
+    "dashboard/",
+    "monitoring/",
+    "models/",
+    "usage/",
+    "teams/",
+    "prompts/",
+    "c/shared/",
+    "accounts/2fa/",
+    "accounts/sso/",
+    "accounts/password/change/",
+}
 
 
 def paths(resolver: URLResolver, prefix: str = "") -> list[str]:
