@@ -4,7 +4,7 @@ import importlib
 import subprocess
 import sys
 
-_NAMES = ("relay", "gateway", "memory")
+_NAMES = ("relay", "gateway", "fairness", "memory")
 
 
 def _main(arguments: list[str]) -> int:

@@ -144,7 +144,9 @@ class Ticket:
             gate.rights, gate.catalog = rest[0].decode(), rest[1].decode()
             self.ask.caller = await callers.renewed(self.ask.caller, gate.rights)
             self.ask.caller.require_inference()
-            model = await catalog.read(self.model.pk, gate.catalog)
+            model = self.model
+            if model.version != gate.catalog:
+                model = await catalog.read(model.pk, gate.catalog)
             await gate.run(scripts.REPLICAS, model.pk, gate.catalog, model.places())
         elif kind == b"seed":
             await ledger.seed(gate, [name.decode() for name in rest])
