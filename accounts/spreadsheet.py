@@ -11,7 +11,7 @@ _FORMULA = ("=", "+", "-", "@", "\t", "\r", "\n")
 
 
 def cell(value: object) -> str:
-    """The value as a cell shows it; a text that would be a formula gets an apostrophe in front. Numbers stay numbers."""
+    """The value as a cell shows it. A text that would be a formula gets an apostrophe in front."""
     if value is None:
         return ""
     text = str(value)

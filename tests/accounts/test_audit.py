@@ -155,3 +155,14 @@ def test_what_administrators_do_to_people_is_in_the_trail(client, staff):
     assert [entry.verb for entry in entries] == ["user.change", "user.password", "user.delete"]
     assert {"email", "is_staff"} <= set(entries[0].detail["fields"])
     assert phrase not in str(list(entries.values_list("detail", flat=True)))
+
+
+def test_a_changed_password_is_in_the_trail(client):
+    ada = User.objects.create_user("ada", password="plum tree by the river")
+    client.force_login(ada)
+    new = "pear tree by the river"
+    fields = {"oldpassword": "plum tree by the river", "password1": new, "password2": new}
+    client.post("/accounts/password/change/", fields)
+
+    entry = AuditEntry.objects.get()
+    assert (entry.by, entry.verb) == (ada, "account.password_changed")

@@ -203,3 +203,39 @@ def test_the_admin_site_goes_through_the_same_verbs(staff):
 
     assert verbs() == ["team.create", "team.add", "team.change", "team.role", "team.remove", "team.delete"]
     assert not Team.objects.exists()
+
+
+def test_programs_run_a_team_within_the_same_rules(staff):
+    admin = client_of(staff)
+    ada = User.objects.create_user("ada")
+
+    def ask(client, method, path, **body):
+        return getattr(client, method)(f"/api/v1/{path}", body, content_type="application/json")
+
+    made = ask(admin, "post", "teams/", name="Research", weight=2)
+    assert made.status_code == HTTPStatus.CREATED, made.content
+    assert ask(admin, "post", "teams/", name="research").status_code == HTTPStatus.CONFLICT
+    pk = made.json()["id"]
+    added = ask(admin, "post", f"teams/{pk}/members/", username="ada", role="admin")
+    assert added.json() == {"username": "ada", "name": "ada", "role": "admin"}
+
+    manager, stranger = client_of(ada), client_of(User.objects.create_user("eve"))
+    assert manager.get(f"/api/v1/teams/{pk}/members/").json()["count"] == 1
+    assert stranger.get("/api/v1/teams/").json()["count"] == 0
+    assert stranger.get(f"/api/v1/teams/{pk}/members/").status_code == HTTPStatus.NOT_FOUND
+    assert ask(manager, "post", "teams/", name="Mine").status_code == HTTPStatus.FORBIDDEN
+    assert ask(manager, "patch", f"teams/{pk}/", name="Mine").status_code == HTTPStatus.FORBIDDEN
+    assert ask(manager, "patch", f"teams/{pk}/members/ada/", role="owner").status_code == HTTPStatus.FORBIDDEN
+
+    invited = ask(manager, "post", "invitations/", team=pk, days=1)
+    assert "/join/" in invited.json()["link"]
+    assert "link" not in manager.get("/api/v1/invitations/").json()["results"][0]
+    assert ask(stranger, "post", "invitations/", team=pk).status_code == HTTPStatus.BAD_REQUEST
+    assert ask(manager, "post", "invitations/").status_code == HTTPStatus.FORBIDDEN
+    assert manager.delete(f"/api/v1/invitations/{invited.json()['id']}/").status_code == HTTPStatus.NO_CONTENT
+
+    assert manager.get("/api/v1/audit/").status_code == HTTPStatus.FORBIDDEN
+    trail = admin.get("/api/v1/audit/?verb=team.add").json()["results"]
+    assert [entry["target"] for entry in trail] == ["Research"]
+    assert admin.delete(f"/api/v1/teams/{pk}/members/ada/").status_code == HTTPStatus.NO_CONTENT
+    assert admin.delete(f"/api/v1/teams/{pk}/").status_code == HTTPStatus.NO_CONTENT
