@@ -18,8 +18,9 @@ from uuid import UUID
 import structlog
 from channels.db import database_sync_to_async
 
-from gateway import admission, dialect, prompt, sse
+from gateway import admission, context, dialect, prompt, sse
 from gateway.admission import Ask, Caller, Ticket, Waiting
+from gateway.continuation import Continuation, Rest
 from gateway.errors import CircularRoute, ModelNotFound, UpstreamLost
 from gateway.meter import Meter, parse
 from gateway.models import UsageRecord
@@ -117,12 +118,12 @@ class Stream:
         """What the answer's headers say of limits."""
         return self._ticket.headers
 
-    async def open(self) -> None:
+    async def open(self, body: dict[str, Any]) -> None:
         """Connect and wait for the first events, or for the whole answer, trying other replicas while there is none."""
         for left in reversed(range(_TRIES)):
             self.meter.routed, self.meter.load_ms = time.monotonic(), self._ticket.load_ms
             try:
-                await self._open_once(self._call.body)
+                await self._open_once(body)
             except UpstreamLost:
                 self.close()
                 await _look_after(self.replica)
@@ -136,32 +137,66 @@ class Stream:
         call, replica = self._call, self.replica
         asked = dialect.request_body(replica, body)
         slot = self._ticket.slot
-        if slot is not None and call.endpoint in _IN_SLOTS and asked.get("n") in {None, 1}:
+        if slot is not None and call.endpoint in _IN_SLOTS and asked.get("n") in (None, 1):
             asked["id_slot"] = slot
         if slot is not None and self._ticket.is_fresh:
             # It was somebody else's: nothing of it may be read, not even in how fast the answer comes.
             await erase_slot(replica, slot)
             asked["cache_prompt"] = False
+        if replica.is_strict and "id_slot" not in asked:
+            asked["cache_prompt"] = False
+        if most_tokens := self._ticket.right.context_tokens:
+            await context.fit(replica, call.endpoint, asked, most_tokens)
         upstream = await open_answer(replica, call.path, asked, hops=call.hops)
         self._upstream = dialect.source(upstream, replica, body, self.meter.see)
         self._first = await (self._upstream.block() if call.is_streamed else self._upstream.whole())
 
     async def blocks(self) -> AsyncIterator[bytes]:
-        """The answer's events as they come, several at a time when they come so. Raises `UpstreamLost`, or what the
-        server says in mid-stream."""
-        assert self._upstream is not None
+        """The answer's events as they come, several at a time when they come so; where the replica dies and the call
+        allows it, another one goes on. Raises `UpstreamLost`, or what the server says in mid-stream."""
+        so_far = Continuation(self._call.body) if self._may_go_on else None
         block = self._first
         while block:
             self.meter.see(block)
             self._ticket.completion_tokens = self.meter.completion_tokens
+            if so_far is not None:
+                so_far.see(block)
             yield block
             try:
-                block = await self._upstream.block()
-            except UpstreamLost:
+                block = await self._upstream.block() if self._upstream is not None else b""
+            except UpstreamLost as lost:
                 if self._revoked is not None:
                     raise self._revoked from None
-                raise
+                if so_far is None:
+                    raise
+                block = await self._go_on(so_far, lost)
         self.meter.succeed()
+
+    @property
+    def _may_go_on(self) -> bool:
+        """Only a llama-server is known to go on after an assistant's words; the chat sees to its answers itself."""
+        call = self._call
+        return call.endpoint == CHAT and call.door == UsageRecord.Door.API and self.replica.external is None
+
+    async def _go_on(self, so_far: Continuation, lost: UpstreamLost) -> bytes:
+        """The next events from another replica. Raises `lost` where there can't be any."""
+        self.close()
+        body = so_far.request()
+        if so_far.is_finished or (body is not None and so_far.is_full):
+            return so_far.last_events()
+        if body is None:
+            raise lost
+        log.warning("an answer goes on elsewhere", instance=str(self.replica.pk), tokens=so_far.tokens)
+        self.meter.lose()
+        try:
+            await _look_after(self.replica)
+            await self._ticket.move(lost=True)
+            await self.open(body)
+        except LlamaProjError as error:
+            raise (self._revoked or lost) from error
+        assert self._upstream is not None
+        self._upstream = Rest(self._upstream, so_far)
+        return so_far.rewrite(self._first) or await self._upstream.block()
 
     async def payloads(self) -> AsyncIterator[bytes]:
         """The JSON of every event. Raises the same."""
@@ -204,7 +239,7 @@ async def run(call: Call) -> AsyncIterator[Stream]:
         ticket = await admission.admit(call.ask())
         stream = Stream(call, ticket, meter)
         try:
-            await stream.open()
+            await stream.open(call.body)
             yield stream
         finally:
             stream.close()

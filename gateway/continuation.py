@@ -9,11 +9,13 @@ from typing import Any
 
 import orjson
 
-from gateway import sse
+from gateway import dialect, sse
 
 # What is kept of one stream, at most: its text, and the events that nobody has looked into yet.
 _MOST_CHARS = 256 * 1024
 _UNREAD_BYTES = 8 * 1024
+# Replicas lost in a row without a new token between them.
+_MOST_FRUITLESS = 3
 _LENGTHS = ("max_tokens", "max_completion_tokens", "n_predict")
 # A request with one of these asks for more than text.
 _MORE_THAN_TEXT = (
@@ -47,7 +49,7 @@ class Continuation:
         self._chars = 0
         self._same: dict[str, Any] = {}
         self._is_possible = is_possible(body)
-        self._tokens_before = 0
+        self._tokens_before = self._fruitless = 0
         self.tokens = 0
         self.is_finished = False
 
@@ -62,7 +64,8 @@ class Continuation:
     def request(self) -> dict[str, Any] | None:
         """The chat from here on; None where it can't go on. After it `rewrite` what comes."""
         self._read()
-        if not self._is_possible:
+        self._fruitless = 0 if self.tokens > self._tokens_before else self._fruitless + 1
+        if not self._is_possible or self._fruitless > _MOST_FRUITLESS:
             return None
         self._tokens_before = self.tokens
         body = dict(self._body)
@@ -130,6 +133,29 @@ class Continuation:
                 self._chars += len(text)
                 self.tokens += 1
             self.is_finished = self.is_finished or bool(choice.get("finish_reason"))
+
+
+class Rest:
+    """The new replica's answer as the rest of the old one's."""
+
+    def __init__(self, upstream: dialect.Source, so_far: Continuation) -> None:
+        self._upstream = upstream
+        self._so_far = so_far
+
+    async def block(self) -> bytes:
+        """The next events; empty after the last. Raises what the upstream does."""
+        while block := await self._upstream.block():
+            if rewritten := self._so_far.rewrite(block):
+                return rewritten
+        return b""
+
+    async def whole(self) -> bytes:
+        """Answers that go on are streamed ones; the upstream's own."""
+        return await self._upstream.whole()
+
+    def close(self) -> None:
+        """Close the connection."""
+        self._upstream.close()
 
 
 def _with_beginning(messages: list[dict[str, Any]], text: str) -> list[dict[str, Any]]:

@@ -5,6 +5,7 @@ and llama-server frees the slot; so whoever opens must close.
 """
 
 import asyncio
+import re
 import weakref
 from typing import Any
 
@@ -31,6 +32,9 @@ _MAX_WHOLE_BYTES = 32 * 1024 * 1024
 _MAX_ERROR_BYTES = 64 * 1024
 # Of a stranger that doesn't know these, more is wrong than what was asked.
 _EVERYBODY_KNOWS = frozenset({"/v1/chat/completions", "/v1/completions"})
+
+# What llama-server calls its own fault and isn't: wrong pictures, tools and templates, found while it reads a request.
+_OWN_FAULT = re.compile(r"not supported|[Ff]ailed to parse|json\.exception|[Ee]xpected|template")
 
 # How many portals have passed a request on already.
 HOPS_HEADER = "x-llamaproj-hops"
@@ -201,5 +205,7 @@ def _error_of(status: int, body: bytes) -> LlamaProjError:
     if status in {404, 501}:
         return NotSupported()
     if 400 <= status < 500 and status not in {401, 403, 408, 429}:
+        return UpstreamRefused(message)
+    if status == 500 and _OWN_FAULT.search(message):
         return UpstreamRefused(message)
     return UpstreamLost(f"The model's server answered {status}: {message}")
