@@ -10,7 +10,8 @@ const dialog = document.getElementById("confirm");
 function ask(question) {
   return new Promise((resolve) => {
     dialog.querySelector("#confirm-words").textContent = question;
-    dialog.querySelector("#confirm-yes").textContent = question.split(" ", 1)[0];
+    // A question begins with its verb: Stop, Remove, Switch off.
+    dialog.querySelector("#confirm-yes").textContent = question.match(/^\S+( off\b)?/)[0];
     dialog.returnValue = "no";
     dialog.addEventListener("close", () => resolve(dialog.returnValue === "yes"), { once: true });
     dialog.showModal();
