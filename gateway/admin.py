@@ -4,7 +4,10 @@ from django.contrib import admin
 from django.http import HttpRequest
 from unfold.admin import ModelAdmin
 
+from gateway.limits.admin import LimitAdmin
 from gateway.models import UsageRecord
+
+__all__ = ["LimitAdmin", "UsageRecordAdmin"]
 
 
 @admin.register(UsageRecord)

@@ -13,6 +13,7 @@ urlpatterns = [
     path("v1/", include("accounts.api_urls")),
     path("v1/", include("accounts.people.api_urls")),
     path("v1/", include("models_admin.api_urls")),
+    path("v1/", include("gateway.limits.api_urls")),
     path("v1/", include("gateway.usage.api_urls")),
     path("v1/", include("chat.api_urls")),
     path("v1/", include("monitoring.api_urls")),

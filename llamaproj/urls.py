@@ -17,6 +17,8 @@ urlpatterns = [
     path("accounts/sso/", include("allauth.socialaccount.urls")),
     path("accounts/", include("allauth.socialaccount.providers.openid_connect.urls")),
     path("api/", include("llamaproj.api_urls")),
+    path("settings/", include("accounts.settings.urls")),
+    path("settings/limits/", include("gateway.limits.urls")),
     path("models/", include("models_admin.urls")),
     path("usage/", include("gateway.usage.urls")),
     path("", include("accounts.teams.urls")),

@@ -1,0 +1,1 @@
+"""The settings pages of a person: profile, API keys, sessions, security."""

@@ -1,0 +1,57 @@
+"""Limits in the admin site, through the same actions as every other door."""
+
+from typing import TYPE_CHECKING, ClassVar
+
+from django.contrib import admin
+from django.db.models import QuerySet
+from django.http import HttpRequest
+from unfold.admin import ModelAdmin
+
+from accounts.access import person
+from gateway.limits import actions
+from gateway.limits.subjects import FIELDS, called, subject_of
+from gateway.models import Limit
+
+if TYPE_CHECKING:
+    from django.forms import ModelForm
+
+
+@admin.register(Limit)
+class LimitAdmin(ModelAdmin):
+    """Who may use how much."""
+
+    fields = (*FIELDS.values(), *actions.NUMBERS)
+    autocomplete_fields = ("user", "team", "api_key", "served")
+    list_display = ("shown_subject", *actions.NUMBERS, "changed_at")
+    list_select_related = ("user", "team", "api_key", "served")
+    search_fields: ClassVar = ["user__username", "team__name", "api_key__name", "served__slug"]
+
+    @admin.display(description="For")
+    def shown_subject(self, limit: Limit) -> str:
+        """Whom it is for."""
+        return called(subject_of(limit))
+
+    def get_readonly_fields(self, request: HttpRequest, obj: Limit | None = None) -> tuple[str, ...]:
+        """Whom it is for doesn't change."""
+        return tuple(FIELDS.values()) if obj else ()
+
+    def get_autocomplete_fields(self, request: HttpRequest) -> tuple[str, ...]:
+        """Where it can be chosen."""
+        return self.autocomplete_fields
+
+    def save_model(self, request: HttpRequest, obj: Limit, form: "ModelForm[Limit]", change: bool) -> None:
+        """Through the action that also audits and has it hold everywhere."""
+        numbers = {name: form.cleaned_data[name] for name in actions.NUMBERS}
+        if change:
+            actions.change_limit(obj, by=person(request), **numbers)
+        else:
+            obj.pk = actions.add_limit(subject_of(obj), by=person(request), **numbers).pk
+
+    def delete_model(self, request: HttpRequest, obj: Limit) -> None:
+        """Through the action."""
+        actions.remove_limit(obj, by=person(request))
+
+    def delete_queryset(self, request: HttpRequest, queryset: QuerySet[Limit]) -> None:
+        """Through the action."""
+        for limit in queryset:
+            actions.remove_limit(limit, by=person(request))
