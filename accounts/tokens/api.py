@@ -19,6 +19,9 @@ class SignInSerializer(Strict):
 
     username = serializers.CharField(max_length=150)
     password = serializers.CharField(max_length=4096, trim_whitespace=False, style={"input_type": "password"})
+    code = serializers.CharField(
+        max_length=20, required=False, help_text="Of the person's second factor, where there is one."
+    )
 
 
 class RefreshSerializer(Strict):
@@ -57,7 +60,10 @@ class SignInView(_Open):
         summary="Sign in for tokens", request=SignInSerializer, responses=TokensSerializer, auth=[]
     )
     def post(self, request: Request) -> Response:
-        """Failures count together with those of the login page; too many are answered 429."""
+        """Failures count together with those of the login page; too many are answered 429.
+
+        Without the code of a second factor that there is, the answer is 401 with the code second_factor_needed.
+        """
         return _shown(tokens.sign_in(request._request, **self.asked(SignInSerializer)))
 
 

@@ -3,6 +3,8 @@
 from dataclasses import dataclass
 
 from allauth.account.adapter import get_adapter
+from allauth.mfa.base.forms import AuthenticateForm
+from allauth.mfa.utils import is_mfa_enabled
 from django.core.exceptions import ValidationError
 from django.db import transaction
 from django.db.models import QuerySet
@@ -14,8 +16,9 @@ from rest_framework_simplejwt.token_blacklist.models import BlacklistedToken, Ou
 from rest_framework_simplejwt.tokens import RefreshToken
 from rest_framework_simplejwt.utils import get_md5_hash_password
 
+from accounts import second_factor
 from accounts.models import User
-from llamaproj.errors import NotAuthenticated, TooManyRequests
+from llamaproj.errors import NotAllowed, NotAuthenticated, TooManyRequests
 
 # As long as the login page's limit on failures counts.
 _GUESSED_TOO_OFTEN_S = 300
@@ -36,10 +39,17 @@ class Tokens:
         return cls(str(refresh.access_token), str(refresh), int(lifetime.total_seconds()))
 
 
-def sign_in(request: HttpRequest, *, username: str, password: str) -> Tokens:
-    """Tokens for whoever knows the password. Raises `NotAuthenticated`, and `TooManyRequests` for guessing.
+class SecondFactorNeeded(NotAuthenticated):
+    """Send the code of your second factor, too: as `code`."""
 
-    Failures count together with those of the login page.
+    code = "second_factor_needed"
+
+
+def sign_in(request: HttpRequest, *, username: str, password: str, code: str = "") -> Tokens:
+    """Tokens for whoever knows the password and, where the person has a second factor, its code.
+
+    Failures count together with those of the login page. Raises `NotAuthenticated`, `NotAllowed` for administrators who
+    must set up a second factor first, and `TooManyRequests` for guessing.
     """
     try:
         user = get_adapter().authenticate(request, username=username, password=password)
@@ -47,6 +57,10 @@ def sign_in(request: HttpRequest, *, username: str, password: str) -> Tokens:
         raise TooManyRequests(" ".join(error.messages), retry_after=_GUESSED_TOO_OFTEN_S) from None
     if not isinstance(user, User) or not user.is_active:
         raise NotAuthenticated("Username or password is wrong.")
+    if second_factor.is_missing(user):
+        raise NotAllowed("Administrators need a second factor here: set one up at /accounts/2fa/ first.")
+    if is_mfa_enabled(user):
+        _check_code(user, code)
     return Tokens.of(RefreshToken.for_user(user))
 
 
@@ -81,6 +95,17 @@ def living(user: User) -> QuerySet[OutstandingToken]:
         user=user, expires_at__gt=timezone.now(), blacklistedtoken__isnull=True
     )
     return found
+
+
+def _check_code(user: User, code: str) -> None:
+    if not code:
+        raise SecondFactorNeeded(param="code")
+    form = AuthenticateForm({"code": code}, user=user)
+    if not form.is_valid():
+        if form.has_error("code", "too_many_login_attempts"):
+            raise TooManyRequests(form.errors["code"][0], retry_after=_GUESSED_TOO_OFTEN_S)
+        raise NotAuthenticated("The code is wrong, or was used already.", param="code")
+    form.authenticator.record_usage()
 
 
 def _read(text: str) -> RefreshToken:

@@ -9,6 +9,13 @@ from typing import Any
 
 import jwt
 import pytest
+from allauth.mfa.totp.internal.auth import (
+    TOTP,
+    format_hotp_value,
+    generate_totp_secret,
+    hotp_value,
+    yield_hotp_counters_from_time,
+)
 from django.conf import settings
 from django.core.cache import cache
 from django.db import connection
@@ -20,6 +27,7 @@ from rest_framework_simplejwt.tokens import AccessToken
 from accounts import tasks
 from accounts.models import User
 from accounts.tokens import tokens
+from llamaproj import env
 
 pytestmark = pytest.mark.django_db
 
@@ -96,6 +104,32 @@ def test_guessing_is_slowed_down_together_with_the_login_page(ada):
     assert limited.status_code == HTTPStatus.TOO_MANY_REQUESTS
     assert int(limited["retry-after"]) > 0
     assert limited.json()["code"] == "rate_limited"
+
+
+def test_a_second_factor_is_asked_for_here_too(ada, monkeypatch):
+    secret = generate_totp_secret()
+    TOTP.activate(ada, secret)
+    right = format_hotp_value(hotp_value(secret, list(yield_hotp_counters_from_time())[1]))
+    wrong = str((int(right) + 1) % 1_000_000).zfill(6)
+
+    missing = post("", username="ada", password=PASSWORD)
+    refused(missing, "code of your second factor")
+    assert (missing.json()["code"], missing.json()["param"]) == ("second_factor_needed", "code")
+    refused(post("", username="ada", password="wrong", code=right), "Username or password is wrong")
+    refused(post("", username="ada", password=PASSWORD, code=wrong), "The code is wrong")
+    assert post("", username="ada", password=PASSWORD, code=right).status_code == HTTPStatus.OK
+    refused(post("", username="ada", password=PASSWORD, code=right), "The code is wrong")
+
+
+def test_an_administrator_who_must_have_a_second_factor_gets_no_token_without(ada, monkeypatch):
+    monkeypatch.setattr(env, "REQUIRE_MFA", True)
+    assert post("", username="ada", password=PASSWORD).status_code == HTTPStatus.OK
+    User.objects.update(is_staff=True)
+
+    answer = post("", username="ada", password=PASSWORD)
+
+    assert answer.status_code == HTTPStatus.FORBIDDEN
+    assert "second factor" in answer.json()["detail"]
 
 
 def test_a_renewal_ends_the_token_it_was_asked_with(ada):
