@@ -125,9 +125,12 @@ class TeamAdmin(ModelAdmin):
 
 @admin.register(ApiKey)
 class ApiKeyAdmin(ModelAdmin):
-    """Keys, as far as they can be shown; made on the command line, revoked here."""
+    """Keys, as far as they can be shown; made by those whose they are, revoked here."""
 
-    list_display = ("name", "user", "prefix", "created_at", "last_used_at", "expires_at", "revoked_at")
+    list_display = (
+        "name", "user", "team", "prefix", "scopes", "priority", "created_at", "last_used_at", "expires_at",
+        "revoked_at",
+    )  # fmt: skip
     list_filter = ("revoked_at",)
     search_fields = ("name", "user__username", "prefix")
     actions = ("revoke",)

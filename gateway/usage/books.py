@@ -5,11 +5,14 @@ record that comes twice, to whomever, counts once.
 """
 
 from collections.abc import Sequence
+from datetime import datetime
 from typing import Any, Final
+from uuid import UUID
 
 import orjson
 from django.db import IntegrityError, connection, transaction
 
+from accounts import keys
 from accounts.models import ApiKey, Team, User
 from gateway.models import BUCKETS_MS, UsageHour, UsageRecord, UsageTotal
 from models_admin.models import Instance, ServedModel
@@ -37,7 +40,16 @@ def write(rows: Sequence[UsageRecord]) -> int:
         except IntegrityError:
             if not left:
                 raise
+    keys.used(_last_uses(rows))
     return written
+
+
+def _last_uses(rows: Sequence[UsageRecord]) -> dict[UUID, datetime]:
+    last: dict[UUID, datetime] = {}
+    for row in rows:
+        if row.api_key_id is not None:
+            last[row.api_key_id] = max(row.at, last.get(row.api_key_id, row.at))
+    return last
 
 
 def _json(rows: Sequence[UsageRecord]) -> str:

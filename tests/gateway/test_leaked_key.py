@@ -25,7 +25,15 @@ def doors(portal: Portal) -> Iterator[list[str]]:
     """The portal's web process, and a second one."""
     port = free_port()
     second = subprocess.Popen(
-        [sys.executable, "-m", "uvicorn", "--no-access-log", "--port", str(port), "llamaproj.asgi:application"],
+        [
+            sys.executable,
+            "-m",
+            "uvicorn",
+            "--no-access-log",
+            "--port",
+            str(port),
+            "llamaproj.asgi:application",
+        ],
         cwd=env.BASE_DIR,
         env=portal.env,
         stdout=subprocess.DEVNULL,
