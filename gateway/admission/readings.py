@@ -2,6 +2,7 @@
 
 import asyncio
 from collections.abc import Awaitable, Callable, Hashable
+from functools import partial
 from typing import TypeVar
 
 _Key = TypeVar("_Key", bound=Hashable)
@@ -15,7 +16,7 @@ async def shared(
     found = readings.get(key)
     if found is None or found.get_loop() is not asyncio.get_running_loop():
         found = readings[key] = asyncio.ensure_future(_awaited(read))
-        found.add_done_callback(lambda done: readings.pop(key, None) and _seen(done))
+        found.add_done_callback(partial(_read, readings, key))
     return await asyncio.shield(found)
 
 
@@ -23,7 +24,10 @@ async def _awaited(read: Callable[[], Awaitable[_Value]]) -> _Value:
     return await read()
 
 
-def _seen(done: "asyncio.Future[_Value]") -> None:
+def _read(
+    readings: "dict[_Key, asyncio.Future[_Value]]", key: _Key, done: "asyncio.Future[_Value]"
+) -> None:
     """Whoever asked may have gone away: an error nobody waits for any more is no news."""
+    readings.pop(key, None)
     if not done.cancelled():
         done.exception()

@@ -123,6 +123,10 @@ class Ticket:
             self._check_context()
             self.is_known = True
             kind, *rest = await gate.run(scripts.ADMIT, *self._arguments())
+            if kind in {b"run", b"wait"}:
+                # These versions were the right ones.
+                gate.rights = gate.rights or ask.caller.version
+                gate.catalog = gate.catalog or self.model.version
             if kind == b"run":
                 self.granted(rest[0].decode(), rest[1], bool(rest[2]))
                 self.headers = ledger.headers(rest[3:])
