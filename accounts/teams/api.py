@@ -68,7 +68,7 @@ class TeamViewSet(ReadOnlyModelViewSet[Team]):
         return Response(status=status.HTTP_204_NO_CONTENT)
 
     @extend_schema(summary="Its members", responses=MemberSerializer(many=True))
-    @action(detail=True, filterset_class=None, search_fields=None, ordering_fields=None)
+    @action(detail=True, search_fields=None, ordering_fields=None)
     def members(self, request: Request, pk: int) -> Response:
         """For whoever sees the team."""
         assert self.paginator is not None
