@@ -180,7 +180,10 @@ async def erase_slot(replica: Replica, slot: int) -> None:
         ) as response:
             if response.status != 200:
                 log.warning("a slot could not be erased", instance=str(replica.pk), status=response.status)
-    except (aiohttp.ClientError, TimeoutError, OSError) as error:
+    except TimeoutError:
+        # It still ends somebody's request.
+        log.warning("a slot was not erased in time", instance=str(replica.pk))
+    except (aiohttp.ClientError, OSError) as error:
         raise UpstreamLost(f"The model's server can't be reached: {type(error).__name__}.") from error
 
 
