@@ -18,13 +18,15 @@ from rest_framework.viewsets import GenericViewSet, ReadOnlyModelViewSet
 
 from accounts.access import person
 from accounts.models import ApiKey
-from chat import actions, export
+from chat import actions, export, search
 from chat.filters import ConversationFilter
 from chat.models import Conversation, Generation, Message
 from chat.serializers import (
+    AskedSearchSerializer,
     BeginSerializer,
     ConversationExportSerializer,
     ConversationSerializer,
+    FoundSerializer,
     GenerationSerializer,
     MessageSerializer,
     QuestionSerializer,
@@ -103,6 +105,21 @@ class ConversationViewSet(ReadOnlyModelViewSet[Conversation]):
         """With everything in it; an answer still being written ends."""
         actions.delete(self.get_object())
         return Response(status=status.HTTP_204_NO_CONTENT)
+
+    @extend_schema(
+        summary="Search in all messages",
+        parameters=[AskedSearchSerializer],
+        responses=FoundSerializer(many=True),
+    )
+    @action(detail=False, filterset_class=None, search_fields=None, ordering_fields=None)
+    def search(self, request: Request) -> Response:
+        """Those one may read, the newest first."""
+        asked = AskedSearchSerializer(data=request.query_params)
+        asked.is_valid(raise_exception=True)
+        assert self.paginator is not None
+        rows = search.search(asked.validated_data["q"], reader=self._by)
+        page = self.paginator.paginate_queryset(rows, request, self) or []
+        return self.paginator.get_paginated_response(FoundSerializer(page, many=True).data)
 
     @extend_schema(summary="Its messages", responses=MessageSerializer(many=True))
     @action(detail=True, filterset_class=None, search_fields=None, ordering_fields=None)

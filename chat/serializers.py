@@ -88,6 +88,26 @@ class MessageSerializer(serializers.ModelSerializer[Message]):
         return str(message.generation.pk) if hasattr(message, "generation") else None
 
 
+class AskedSearchSerializer(serializers.Serializer[Any]):
+    """What to look for."""
+
+    q = serializers.CharField(max_length=200, help_text='Words; "words together"; this or that; -without.')
+
+
+class FoundSerializer(serializers.ModelSerializer[Message]):
+    """A message that has the words."""
+
+    message = serializers.UUIDField(source="id")
+    conversation = serializers.UUIDField(source="conversation_id")
+    title = serializers.CharField(source="conversation.title", help_text="The conversation's.")
+    excerpt = serializers.CharField(help_text="Where the words are.")
+
+    class Meta:
+        model = Message
+        fields = ("message", "conversation", "title", "number", "role", "excerpt", "created_at")
+        read_only_fields = fields
+
+
 class ConversationExportSerializer(serializers.ModelSerializer[Conversation]):
     """A conversation with everything in it."""
 

@@ -6,10 +6,11 @@ from uuid import uuid4
 
 import httpx
 import pytest
+from django.db import connection
 from django.test import Client
 
 from accounts.models import User
-from chat import actions
+from chat import actions, search
 from chat.models import Conversation, Generation, Message
 from chat.states import MessageStatus
 from models_admin.models import ServedModel
@@ -202,6 +203,39 @@ def test_conversations_are_filtered_searched_and_ordered(ada: User, served: Serv
     assert titles("search=pear") == ["Pears"]
     assert titles("model=other") == []
     assert titles("mine=false") == []
+
+
+def test_words_are_found_in_what_one_may_read(ada: User, begun: Conversation, served: ServedModel) -> None:
+    end(begun, "Because short waves are scattered more than long ones. " + "More. " * 100)
+    eve = User.objects.create_user("eve")
+    actions.begin(owner=eve, text="What is scattered?", served=served)
+
+    def found(query: str) -> list[dict[str, Any]]:
+        results: list[dict[str, Any]] = call(ada, "get", "conversations/search/?q=" + query).json()["results"]
+        return results
+
+    (one,) = found("scattered waves")
+    assert one["conversation"] == str(begun.pk)
+    assert "scattered" in one["excerpt"]
+    assert len(one["excerpt"]) < 300
+    assert found("scattered -long") == []
+    assert found('"waves short"') == []
+    assert [hit["role"] for hit in found("sky")] == ["user"]
+    for wrong in ("", "%00", "a" * 201):
+        refused(
+            call(ada, "get", "conversations/search/?q=" + wrong),
+            HTTPStatus.BAD_REQUEST,
+            "invalid_request",
+            "q",
+        )
+
+
+def test_words_are_found_through_the_index(ada: User, begun: Conversation) -> None:
+    with connection.cursor() as cursor:
+        cursor.execute("SET LOCAL enable_seqscan = off")
+    plan = search.search("sky", reader=ada).order_by().explain()
+
+    assert "message_words" in plan
 
 
 def test_lists_need_a_bounded_number_of_queries(
