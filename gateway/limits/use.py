@@ -54,7 +54,10 @@ class LimitUse:
     @property
     def title(self) -> str:
         """Whose it is."""
-        return "You" if self.kind == "self" else f"{KINDS[self.kind].capitalize()} {self.name}"
+        if self.kind == "self":
+            return "You"
+        kind = KINDS[self.kind]
+        return f"{kind[0].upper()}{kind[1:]} {self.name}"
 
 
 def own_limits(user: User) -> list[LimitUse]:
