@@ -7,7 +7,7 @@ from typing import Any
 
 from django.db.models import Case, Expression, F, QuerySet, Sum, Value, When
 from django.db.models.fields import DecimalField
-from django.db.models.functions import Trunc
+from django.db.models.functions import Cast, Trunc
 from django.shortcuts import get_object_or_404
 from django.utils import timezone
 from django_filters.rest_framework import DjangoFilterBackend
@@ -214,17 +214,17 @@ def _summed(hours: QuerySet[UsageHour], groups: Sequence[str], known: Prices) ->
     if step:
         hours = hours.annotate(start=Trunc("hour", step, tzinfo=UTC))
         names = ["start", *names]
-    if not names:
-        # One group of everything, as a list of one.
-        hours, names = hours.annotate(start=Value(None, DecimalField())), ["start"]
     amounts = {f"sum_{name}": Sum(name) for name in _SUMS}
-    order = [f"-{name}" if name == "start" and step else name for name in names]
+    if not names:
+        everything = hours.order_by().aggregate(**amounts, cost=_cost(known))
+        return [everything] if everything["sum_requests"] else []
+    order = [f"-{name}" if name == "start" else name for name in names]
     return hours.order_by().values(*names).annotate(**amounts, cost=_cost(known)).order_by(*order)
 
 
 def _cost(known: Prices) -> Expression | Sum:
     if not known.rates:
-        return Sum(Value(None, _COST), output_field=_COST)
+        return Sum(Cast(Value(None), _COST), output_field=_COST)
     whens = [
         When(
             model_slug=slug,

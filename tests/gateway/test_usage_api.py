@@ -59,8 +59,8 @@ def used(people):
     return {"team": of_team, "eve": of_eve}
 
 
-def ask(client, user, path, **query):
-    client.force_login(user)
+def ask(client, who, path, **query):
+    client.force_login(who)
     return client.get(f"/api/v1/{path}?{urlencode(query)}")
 
 

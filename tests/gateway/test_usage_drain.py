@@ -120,6 +120,14 @@ def test_hours_and_totals_are_summed(valkey, user):
     assert total.within == [1, 4, 4, 5, 5, 5, 5, 5, 5, 5]
 
 
+def test_a_key_is_seen_in_use(valkey, user):
+    key = ApiKey.objects.create(user=user, name="script", digest="d", prefix="sk-1")
+    send(valkey, *[record(user, api_key=key.pk, at=AT + timedelta(seconds=ago)) for ago in (0, 90, 30)])
+    drain.drain()
+    key.refresh_from_db()
+    assert key.last_used_at == AT + timedelta(seconds=90)
+
+
 def test_what_comes_twice_counts_once(valkey, user):
     one = record(user, prompt_tokens=3)
     send(valkey, one, one)
