@@ -3,7 +3,7 @@
 from http import HTTPStatus
 
 import pytest
-from asgiref.sync import sync_to_async
+from channels.db import database_sync_to_async
 from channels.layers import get_channel_layer
 from channels.testing import WebsocketCommunicator
 from django.test import Client
@@ -117,20 +117,20 @@ def test_programs_of_readers_read_and_change_nothing(people):
 @pytest.mark.django_db(transaction=True)
 async def test_a_readers_socket_hears_and_does_not_write_and_closes_when_it_ends(people):
     conversation = people["conversation"]
-    await sync_to_async(actions.share)(conversation, people["team"])
+    await database_sync_to_async(actions.share)(conversation, people["team"])
     socket = WebsocketCommunicator(ConversationConsumer.as_asgi(), f"/ws/chat/{conversation.pk}/")
     socket.scope |= {"user": people["ben"], "url_route": {"kwargs": {"pk": conversation.pk}}}
     assert (await socket.connect())[0]
     assert get_channel_layer() is not None
 
-    message = await sync_to_async(conversation.messages.get)()
+    message = await database_sync_to_async(conversation.messages.get)()
     for frame in ({"type": "stop"}, {"type": "retry"}):
         await socket.send_json_to(frame | {"data": {"message": str(message.pk)}})
         answer = await socket.receive_json_from()
         assert answer["data"]["code"] == "not_allowed"
-    await sync_to_async(actions.rename)(conversation, title="On alpacas")
+    await database_sync_to_async(actions.rename)(conversation, title="On alpacas")
     assert (await socket.receive_json_from())["data"]["title"] == "On alpacas"
 
-    await sync_to_async(actions.share)(conversation, None)
+    await database_sync_to_async(actions.share)(conversation, None)
     closed = await socket.receive_output()
     assert (closed["type"], closed["code"]) == ("websocket.close", 4404)
