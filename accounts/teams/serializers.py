@@ -73,7 +73,8 @@ class NewInvitationSerializer(Strict):
     def get_fields(self) -> dict[str, Any]:
         """Only teams one sees can be named."""
         fields = super().get_fields()
-        if request := self.context.get("request"):
+        request = self.context.get("request")
+        if request and request.user.is_authenticated:
             team: Any = fields["team"]
             team.queryset = Team.objects.visible_to(request.user)
         return fields
