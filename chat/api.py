@@ -26,7 +26,7 @@ from chat.serializers import (
     BeginSerializer,
     ConversationExportSerializer,
     ConversationSerializer,
-    FoundSerializer,
+    FoundMessageSerializer,
     GenerationSerializer,
     MessageSerializer,
     QuestionSerializer,
@@ -109,7 +109,7 @@ class ConversationViewSet(ReadOnlyModelViewSet[Conversation]):
     @extend_schema(
         summary="Search in all messages",
         parameters=[AskedSearchSerializer],
-        responses=FoundSerializer(many=True),
+        responses=FoundMessageSerializer(many=True),
     )
     @action(detail=False, filterset_class=None, search_fields=None, ordering_fields=None)
     def search(self, request: Request) -> Response:
@@ -119,7 +119,7 @@ class ConversationViewSet(ReadOnlyModelViewSet[Conversation]):
         assert self.paginator is not None
         rows = search.search(asked.validated_data["q"], reader=self._by)
         page = self.paginator.paginate_queryset(rows, request, self) or []
-        return self.paginator.get_paginated_response(FoundSerializer(page, many=True).data)
+        return self.paginator.get_paginated_response(FoundMessageSerializer(page, many=True).data)
 
     @extend_schema(summary="Its messages", responses=MessageSerializer(many=True))
     @action(detail=True, filterset_class=None, search_fields=None, ordering_fields=None)

@@ -94,7 +94,7 @@ class AskedSearchSerializer(serializers.Serializer[Any]):
     q = serializers.CharField(max_length=200, help_text='Words; "words together"; this or that; -without.')
 
 
-class FoundSerializer(serializers.ModelSerializer[Message]):
+class FoundMessageSerializer(serializers.ModelSerializer[Message]):
     """A message that has the words."""
 
     message = serializers.UUIDField(source="id")

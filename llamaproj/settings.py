@@ -427,7 +427,9 @@ SPECTACULAR_SETTINGS = {
     "ENUM_NAME_OVERRIDES": {
         "CacheTypeEnum": "models_admin.models.LaunchParameters.CacheType",
         "InstanceStateEnum": "models_admin.states.InstanceState",
+        "MessageRoleEnum": "chat.models.Message.Role",
         "MessageStatusEnum": "chat.states.MessageStatus",
+        "TeamRoleEnum": "accounts.models.Membership.Role",
     },
 }
 
