@@ -51,7 +51,7 @@ class Strict(serializers.Serializer[Any]):
         """Raises `ValidationError` for unknown names and wrong types."""
         if isinstance(data, dict):
             unknown = [str(name)[:60] for name in data if name not in self.fields]
-            wrong = dict.fromkeys(unknown, ["There is no parameter of this name."])
+            wrong = {name: ["There is no parameter of this name."] for name in unknown}
             for name, field in self.fields.items():
                 if not field.read_only and (sentence := _mistyped(field, data.get(name))):
                     wrong[name] = [sentence]

@@ -241,7 +241,7 @@ class RemedySerializer(serializers.Serializer[Any]):
     """One way out."""
 
     code = serializers.CharField(help_text="By which it is applied.")
-    label = serializers.CharField()
+    label = serializers.CharField()  # type: ignore[assignment]  # a field of that name, not the field's own
     effect = serializers.CharField()
     changes = serializers.DictField(help_text="Launch parameters it sets.")
 

@@ -24,9 +24,8 @@ def prompts(request: HttpRequest) -> HttpResponse:
     by = person(request)
     wanted = request.GET.get("q", "").replace("\0", "").strip()
     page = Paginator(_found(request, wanted), _PAGE).get_page(request.GET.get("page"))
-    writable = set(
-        Prompt.objects.writable_by(by).filter(pk__in=page.object_list).values_list("pk", flat=True)
-    )
+    shown = [prompt.pk for prompt in page]
+    writable = set(Prompt.objects.writable_by(by).filter(pk__in=shown).values_list("pk", flat=True))
     return render(request, "prompts/prompts.html", {"page": page, "q": wanted, "writable": writable})
 
 

@@ -24,9 +24,7 @@ async def _awaited(read: Callable[[], Awaitable[_Value]]) -> _Value:
     return await read()
 
 
-def _read(
-    readings: "dict[_Key, asyncio.Future[_Value]]", key: _Key, done: "asyncio.Future[_Value]"
-) -> None:
+def _read(readings: "dict[_Key, asyncio.Future[_Value]]", key: _Key, done: "asyncio.Future[_Value]") -> None:
     """Whoever asked may have gone away: an error nobody waits for any more is no news."""
     readings.pop(key, None)
     if not done.cancelled():

@@ -9,7 +9,7 @@ from redis import RedisError
 from accounts.models import ApiKey, Membership, Team, User
 from gateway.admission import Use, use_of
 from gateway.limits.actions import NUMBERS
-from gateway.limits.subjects import KINDS, called, kind_of, subject_of
+from gateway.limits.subjects import KINDS, Subject, called, kind_of, subject_of
 from gateway.models import Limit
 
 WORDS = {
@@ -66,8 +66,8 @@ def own_limits(user: User) -> list[LimitUse]:
     teams = Team.objects.filter(memberships__user=user, memberships__role__in=Membership.MANAGING)
     keys = ApiKey.objects.usable().filter(Q(user=user) | Q(team__in=teams))
     others = Limit.objects.filter(Q(team__in=teams) | Q(api_key__in=keys)).select_related("team", "api_key")
-    asked = [("user", user.pk)] if own else []
-    rows = [("self", own, user)] if own else []
+    asked: list[tuple[str, object]] = [("user", user.pk)] if own else []
+    rows: list[tuple[str, Limit, Subject]] = [("self", own, user)] if own else []
     for limit in others:
         kind, subject = kind_of(limit), subject_of(limit)
         assert subject is not None

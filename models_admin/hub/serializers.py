@@ -62,7 +62,9 @@ class OfferSerializer(serializers.Serializer[Any]):
     """One model in one quantisation."""
 
     path = serializers.CharField(source="choice.path", help_text="By which it is downloaded.")
-    label = serializers.CharField(source="choice.label", help_text="The quantisation.")
+    label = serializers.CharField(  # type: ignore[assignment]  # a field of that name, not the field's own
+        source="choice.label", help_text="The quantisation."
+    )
     size_bytes = serializers.IntegerField(source="choice.size_bytes")
     parts = serializers.SerializerMethodField(help_text="Files.")
     problem = serializers.CharField(source="choice.problem", help_text="Why it can't be had.")
@@ -77,7 +79,7 @@ class ProjectorSerializer(serializers.Serializer[Any]):
     """A projector that goes with the repository's models."""
 
     path = serializers.CharField()
-    label = serializers.CharField()
+    label = serializers.CharField()  # type: ignore[assignment]  # as above
     size_bytes = serializers.IntegerField()
 
 
