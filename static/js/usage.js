@@ -91,7 +91,7 @@ function draw(figure, name) {
       },
       axes: [
         { ...axis, grid: { show: false }, space: columns.step === "hour" ? 84 : 64, size: 28, values: (_, splits) => splits.map(moment) },
-        { ...axis, space: 40, size: 56, values: (_, splits) => splits.map(amount), incrs: steps() },
+        { ...axis, space: 28, size: 56, values: (_, splits) => splits.map(amount), incrs: steps() },
       ],
       series: [
         {},
