@@ -15,6 +15,8 @@ PAGES = [
     "/dashboard/",
     "/models/",
     "/models/nodes/",
+    "/usage/",
+    "/usage/settings/",
     "/settings/",
     "/settings/keys/",
     "/settings/keys/new/",
