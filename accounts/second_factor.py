@@ -40,7 +40,7 @@ _OPEN_PATHS = ("/healthz", "/readyz", "/static/")
 
 
 class SecondFactors(DefaultMFAAdapter):
-    """Secrets are encrypted in the database; what changes is written into the audit trail."""
+    """Secrets are encrypted in the database."""
 
     def encrypt(self, text: str) -> str:
         """With a key derived from SECRET_KEY."""
@@ -52,10 +52,6 @@ class SecondFactors(DefaultMFAAdapter):
             return _box().decrypt(encrypted_text.encode()).decode()
         except InvalidToken:
             return base64.b32encode(secrets.token_bytes(20)).decode()
-
-    def send_notification_mail(self, template_prefix: str, user: User, *args: Any, **kwargs: Any) -> None:
-        """The portal sends no mail: the audit trail hears of it."""
-        audit.record(user, f"mfa.{template_prefix.rpartition('/')[2]}", user)
 
 
 def is_missing(user: User) -> bool:

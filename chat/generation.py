@@ -26,8 +26,8 @@ log = structlog.get_logger(__name__)
 
 # How long an answer waits for its model to load or to come back.
 _PATIENCE_S = 300.0
-# Replicas lost in a row without a new token between them.
-_FRUITLESS_MAX = 6
+# Answers begun in a row without a new token; each tries several replicas, and waits where all have failed often.
+_FRUITLESS_MAX = 3
 _PAUSE_S = 0.3
 _SPEED_EVERY_S = 0.5
 

@@ -17,6 +17,7 @@ from chat.models import Conversation, Generation, Message
 from chat.states import MessageStatus
 from gateway.models import UsageRecord
 from gateway.upstream import close_session
+from gateway.usage.drain import drain
 from models_admin.models import ServedModel
 from tests.fake_engine import FakeEngine, Script
 from tests.serving import add_replica, serve
@@ -102,7 +103,8 @@ async def test_an_answer_is_written_kept_and_recorded(engine, conversation, runn
     assert (answer.status, answer.text) == (MessageStatus.DONE, text_of(40))
     assert (answer.completion_tokens, answer.model_slug) == (40, "fake")
     assert answer.timings["total_ms"] > 0
-    record = await UsageRecord.objects.aget()
+    await in_db(drain)()
+    record = await UsageRecord.objects.alatest("at")
     assert (record.finish, record.completion_tokens, record.door) == ("stop", 40, "chat")
 
 

@@ -8,14 +8,13 @@ from channels.db import database_sync_to_async
 
 from accounts import key_actions
 from accounts.models import User
-from gateway.models import UsageRecord
 from gateway.upstream import close_session
 from models_admin.external import actions as external_actions
 from models_admin.external import external
 from models_admin.external import tasks as external_tasks
 from models_admin.models import ExternalServer, ServedModel
 from tests.fake_openai import WORDS, FakeOpenAI
-from tests.gateway.test_api import Api, events
+from tests.gateway.test_api import Api, events, the_record
 
 pytestmark = pytest.mark.django_db(transaction=True)
 
@@ -85,7 +84,7 @@ async def test_a_whole_answer_carries_the_portals_name_and_is_counted(server, se
         "min_p": 0.1,
     }
     assert server.headers[0]["Authorization"] == f"Bearer {KEY}"
-    record = await UsageRecord.objects.aget()
+    record = await the_record()
     assert (record.finish, record.prompt_tokens, record.completion_tokens) == ("stop", 7, 4)
 
 
@@ -101,7 +100,7 @@ async def test_a_stream_carries_the_portals_name_and_is_counted_without_timings(
     assert all(json.loads(one)["choices"] for one in chunks[:-1])
     assert server.requests[0]["stream_options"] == {"include_usage": True}
     assert "return_progress" not in server.requests[0]
-    record = await UsageRecord.objects.aget()
+    record = await the_record()
     assert (record.finish, record.prompt_tokens, record.completion_tokens) == ("stop", 7, 4)
     assert 90 <= record.decode_ms <= record.total_ms
 
@@ -111,7 +110,7 @@ async def test_usage_is_shown_to_whoever_asks_for_it(server, served, api):
 
     last = json.loads(chunks[-2])
     assert (last["choices"], last["usage"]["completion_tokens"], last["model"]) == ([], 4, "llama3")
-    assert (await UsageRecord.objects.aget()).completion_tokens == 4
+    assert (await the_record()).completion_tokens == 4
 
 
 async def test_a_server_without_a_key_gets_none(api, served, server):
@@ -130,14 +129,14 @@ async def test_a_whole_stream_is_whole_without_its_last_words(server, served, ap
 
     assert chunks[-1] == "[DONE]"
     assert text_of(chunks) == "".join(WORDS)
-    assert (await UsageRecord.objects.aget()).finish == "stop"
+    assert (await the_record()).finish == "stop"
 
 
 async def test_absurd_numbers_of_tokens_are_no_numbers(server, served, api):
     server.conduct = "odd-usage"
 
     assert (await events(await api.post(ask(stream=True))))[-1] == "[DONE]"
-    record = await UsageRecord.objects.aget()
+    record = await the_record()
     assert (record.prompt_tokens, record.completion_tokens) == (0, 0)
 
 
@@ -151,7 +150,7 @@ async def test_a_stream_that_breaks_ends_with_an_error_object(server, served, ap
     assert len(text_of(chunks[:-1])) < len("".join(WORDS))
     error = json.loads(chunks[-1])["error"]
     assert error["code"] == "upstream_lost"
-    assert (await UsageRecord.objects.aget()).finish == "error"
+    assert (await the_record()).finish == "error"
 
 
 @pytest.mark.parametrize(

@@ -1,5 +1,6 @@
 """Another portal as an external server: this process's gateway, a real second portal, a real engine behind it."""
 
+import asyncio
 import json
 from collections.abc import AsyncIterator
 
@@ -10,12 +11,15 @@ from accounts import key_actions
 from accounts.models import User
 from gateway.models import UsageRecord
 from gateway.upstream import close_session
+from gateway.usage.drain import drain
 from models_admin.external import actions as external_actions
 from models_admin.external import external
 from models_admin.models import ExternalServer, ServedModel
 from models_admin.states import InstanceState
 from tests.gateway.test_api import Api, events
 from tests.portal import DEMO_MODEL, Portal
+
+in_db = database_sync_to_async
 
 pytestmark = [pytest.mark.portal, pytest.mark.slow, pytest.mark.django_db(transaction=True)]
 
@@ -71,17 +75,23 @@ async def test_a_second_portal_answers_through_this_one(portal, served, api):
     assert chunks[-1] == "[DONE]"
     assert "".join(one["choices"][0]["delta"].get("content") or "" for one in parsed) == text
     assert {one["model"] for one in [whole, *parsed]} == {"theirs"}
+    await in_db(drain)()
     first, second = [record async for record in UsageRecord.objects.order_by("at")]
     for record in (first, second):
         assert 0 < record.completion_tokens <= 8
         assert record.prompt_tokens > 5
     assert first.completion_tokens == second.completion_tokens == whole["usage"]["completion_tokens"]
-    # The second portal counted the same, for the key it gave us.
-    rows = portal.query(
+    # The second portal counted the same, for the key it gave us; its records are written within seconds.
+    sql = (
         "SELECT r.completion_tokens FROM gateway_usagerecord r JOIN accounts_apikey k ON k.id = r.api_key_id"
         " WHERE k.name = 'first-portal' ORDER BY r.at DESC LIMIT 2"
     )
-    assert [count for (count,) in rows] == [second.completion_tokens, first.completion_tokens]
+    async with asyncio.timeout(15):
+        while [count for (count,) in portal.query(sql)] != [
+            second.completion_tokens,
+            first.completion_tokens,
+        ]:
+            await asyncio.sleep(0.2)
 
 
 async def test_a_text_too_long_for_the_second_portal_is_explained(served, api):

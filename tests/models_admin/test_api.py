@@ -579,7 +579,7 @@ def test_servers_elsewhere(staff: Client, monkeypatch: pytest.MonkeyPatch) -> No
     assert added.status_code == HTTPStatus.CREATED
     assert (added.json()["has_key"], "secret" in added.content.decode()) == (True, False)
     where = f"external-servers/{added.json()['id']}/"
-    problem(call(staff, "post", "external-servers/", body), HTTPStatus.BAD_REQUEST, "invalid_request", "name")
+    problem(call(staff, "post", "external-servers/", body), HTTPStatus.CONFLICT, "conflict", "name")
     problem(
         call(staff, "patch", where, {"base_url": "http://127.0.0.2:9/v1"}),
         HTTPStatus.BAD_REQUEST,

@@ -23,7 +23,7 @@ local SETTLE_MS = 1500
 -- How long one looks for another replica than those that have just failed.
 local AVOIDED_MS = 400
 -- Failures in a row that open a breaker, and for how long it stays open: at first, and after many.
-local FAILURES, PAUSE_MS, PAUSE_MOST_MS = 5, 1000, 30000
+local FAILURES, PAUSE_MS, PAUSE_MOST_MS = 5, 500, 5000
 -- A class that waits is served once for so many of the classes before it.
 local BATCH_EVERY = 8
 local PROMPT_WEIGHT, COMPLETION_WEIGHT = 1, 2
