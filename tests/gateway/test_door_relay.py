@@ -1,0 +1,191 @@
+"""Streams through the door: what a program sees while it waits, while replicas die, and when it goes away."""
+
+import asyncio
+import json
+from collections.abc import AsyncIterator
+
+import pytest
+from channels.db import database_sync_to_async
+
+from accounts import key_actions
+from accounts.key_rights import KeyRights
+from accounts.models import User
+from gateway import admission
+from gateway.upstream import close_session
+from models_admin.models import ServedModel
+from tests.fake_engine import FakeEngine, Script
+from tests.gateway.program import Connection, Program, payloads, text_of
+from tests.serving import add_replica, serve
+
+pytestmark = pytest.mark.django_db(transaction=True)
+
+in_db = database_sync_to_async
+ASK = {"model": "fake", "messages": [{"role": "user", "content": "hi"}]}
+
+
+@pytest.fixture
+async def engine() -> AsyncIterator[FakeEngine]:
+    async with FakeEngine() as engine:
+        yield engine
+        await admission.stop()
+        await close_session()
+
+
+@pytest.fixture
+async def served(engine: FakeEngine) -> ServedModel:
+    return await in_db(serve)(engine.base_url, engine.api_key)
+
+
+async def a_program(**rights: object) -> Program:
+    def make() -> str:
+        user, _ = User.objects.get_or_create(username="ada")
+        given = KeyRights(**({"scopes": ("inference",)} | rights))
+        _, key = key_actions.create_api_key(user=user, name=str(rights), by=None, rights=given)
+        return key
+
+    return Program(await in_db(make)())
+
+
+@pytest.fixture
+async def program(served: ServedModel) -> Program:
+    return await a_program()
+
+
+async def test_who_waits_long_is_told_so_in_comments(engine, program):
+    engine.scripts = [Script(tokens=3, prefill_ms=1500)]
+
+    response = await program.stream(ASK).response()
+
+    assert response.status_code == 200
+    assert response.content.startswith(b": waiting")
+    assert text_of(response.content) == "w0 w1 w2 "
+    assert payloads(response.content)[-1] == "[DONE]"
+
+
+async def test_an_error_after_a_long_wait_is_an_event(engine, program):
+    engine.scripts = [Script(prefill_ms=1300, cut_after=0), *[Script(drop=True)] * 5]
+
+    response = await program.stream(ASK | {"n": 2}).response()
+
+    assert response.status_code == 200
+    assert json.loads(payloads(response.content)[-1])["error"]["code"] == "upstream_lost"
+
+
+async def test_an_answer_goes_on_at_another_replica(engine, served, program):
+    async with FakeEngine() as second:
+        await in_db(add_replica)(served, second.base_url, second.api_key)
+        for one in (engine, second):
+            one.scripts = [Script(tokens=30, cut_after=10)] + [Script(tokens=30)] * 2
+        asked = ASK | {"stream_options": {"include_usage": True}, "max_tokens": 30}
+
+        response = await program.stream(asked).response()
+
+    assert text_of(response.content) == "".join(f"w{i} " for i in range(30))
+    *chunks, done = payloads(response.content)
+    assert done == "[DONE]"
+    parsed = [json.loads(one) for one in chunks]
+    assert len({one["id"] for one in parsed}) == 1
+    assert sum("role" in c["delta"] for one in parsed for c in one["choices"]) == 1
+    assert parsed[-1]["usage"]["completion_tokens"] == 30
+    assert [c["finish_reason"] for one in parsed for c in one["choices"] if c["finish_reason"]] == ["stop"]
+
+
+async def test_tool_calls_do_not_go_on_but_end_with_an_error(engine, program):
+    engine.scripts = [Script(tokens=30, cut_after=10)]
+
+    response = await program.stream(ASK | {"tools": [{"type": "function"}]}).response()
+
+    assert json.loads(payloads(response.content)[-1])["error"]["code"] == "upstream_lost"
+
+
+async def test_a_client_that_reads_no_more_holds_the_upstream_back(engine, program):
+    engine.scripts = [Script(tokens=60_000)]
+    connection = program.stream(ASK)
+    await connection.until(b"w5 ")
+
+    connection.reads.clear()
+    await asyncio.sleep(0.3)
+    seen, written = len(connection.content), engine.predicted_tokens
+    await asyncio.sleep(0.3)
+
+    assert len(connection.content) == seen
+    # What fits into the sockets between is written, then nothing more.
+    assert engine.predicted_tokens - written < 5_000
+    connection.leave()
+    await connection.response()
+
+
+async def test_a_client_that_leaves_before_the_first_token_leaves_nothing_behind(engine, program):
+    engine.scripts = [Script(prefill_ms=20_000)]
+    connection = program.stream(ASK)
+    while not engine.busy_slots:
+        await asyncio.sleep(0.01)
+
+    connection.leave()
+
+    await connection.response(2)
+    async with asyncio.timeout(1):
+        while engine.busy_slots:
+            await asyncio.sleep(0.01)
+
+
+async def test_a_key_for_certain_models_sees_no_other(served):
+    await ServedModel.objects.acreate(
+        slug="another", name="Another", file_id=served.file_id, desired_replicas=1
+    )
+    other = await a_program(model_slugs=("another",))
+
+    listed = (await other.get("/v1/models")).json()["data"]
+    assert [one["id"] for one in listed] == ["another"]
+    response = await other.post(ASK)
+    assert (response.status_code, response.json()["error"]["code"]) == (404, "model_not_found")
+
+
+async def test_a_key_without_the_scope_is_refused(served):
+    reader = await a_program(scopes=("read",))
+
+    for response in (await reader.get("/v1/models"), await reader.post(ASK)):
+        assert response.status_code == 403
+        assert response.json()["error"]["type"] == "permission_error"
+
+
+async def test_every_answer_carries_its_id_and_is_careful(engine, program, settings):
+    settings.CORS_ALLOWED_ORIGINS = ["https://app.example.org"]
+
+    response = await program.open(
+        json.dumps(ASK), x_request_id="mine-1", origin="https://app.example.org"
+    ).response()
+
+    assert response["x-request-id"] == "mine-1"
+    assert response["access-control-allow-origin"] == "https://app.example.org"
+    assert response["x-content-type-options"] == "nosniff"
+    assert response["x-llamaproj-instance"]
+    stranger = await program.open("{}", origin="https://evil.example.org", x_request_id="a b").response()
+    assert "access-control-allow-origin" not in stranger.headers
+    assert stranger["x-request-id"] != "a b"
+
+
+async def test_a_browser_may_ask_first(settings):
+    settings.CORS_ALLOWED_ORIGINS = ["https://app.example.org"]
+    connection = Connection("OPTIONS", "/v1/chat/completions", origin="https://app.example.org")
+
+    response = await connection.response()
+
+    assert response.status_code == 200
+    assert "authorization" in response["access-control-allow-headers"]
+
+
+async def test_another_host_name_is_refused():
+    response = await Connection("GET", "/v1/models", host="evil.example.org").response()
+
+    assert response.status_code == 400
+    assert response.json()["error"]["code"] == "bad_host"
+
+
+async def test_deep_nesting_is_refused_in_words(program):
+    deep = "[" * 600 + "]" * 600
+
+    response = await program.send(json.dumps(ASK)[:-1] + f', "x": {deep}}}')
+
+    assert response.status_code == 400
+    assert "nested" in response.json()["error"]["message"]
