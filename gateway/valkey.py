@@ -9,6 +9,7 @@ import hashlib
 import ssl
 from collections import deque
 from collections.abc import Callable
+from contextlib import suppress
 from typing import Any, cast
 
 import hiredis
@@ -55,6 +56,7 @@ class _Protocol(asyncio.Protocol):
         self._waiting: deque[asyncio.Future[Any]] = deque()
         self._transport: asyncio.WriteTransport | None = None
         self.is_open = False
+        self.closed = asyncio.Event()
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         # uvloop's transports are no subclasses of asyncio's.
@@ -63,6 +65,7 @@ class _Protocol(asyncio.Protocol):
 
     def connection_lost(self, exc: Exception | None) -> None:
         self.is_open = False
+        self.closed.set()
         while self._waiting:
             answer = self._waiting.popleft()
             if not answer.done():
@@ -134,10 +137,13 @@ class Line:
         return await self.ask("EVAL", script.text, len(keys), *keys, *arguments)
 
     async def aclose(self) -> None:
-        """Close the connection."""
-        if self._protocol is not None:
-            self._protocol.close()
-            self._protocol = None
+        """Close the connection, and return when it is closed."""
+        protocol, self._protocol = self._protocol, None
+        if protocol is not None:
+            protocol.close()
+            with suppress(TimeoutError):
+                async with asyncio.timeout(_CONNECT_S):
+                    await protocol.closed.wait()
 
     async def _open(self) -> _Protocol:
         async with self._opening:

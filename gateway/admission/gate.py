@@ -78,19 +78,17 @@ class Gate:
         if self._beating is not None:
             self._beating.cancel()
             await asyncio.gather(self._beating, return_exceptions=True)
+        await self._line.aclose()
+        await self._ear.aclose()
 
     async def _beat_on(self) -> None:
-        try:
-            while True:
-                try:
-                    await self._ear.subscribe(scripts.GRANTED + self.process)
-                    await self._beat()
-                except (ValkeyGone, OSError, ResponseError, DatabaseError) as error:
-                    log.warning("the gate waits for its services", error=str(error))
-                await asyncio.sleep(BEAT_S)
-        finally:
-            await self._line.aclose()
-            await self._ear.aclose()
+        while True:
+            try:
+                await self._ear.subscribe(scripts.GRANTED + self.process)
+                await self._beat()
+            except (ValkeyGone, OSError, ResponseError, DatabaseError) as error:
+                log.warning("the gate waits for its services", error=str(error))
+            await asyncio.sleep(BEAT_S)
 
     async def _beat(self) -> None:
         while self._unsettled:

@@ -75,8 +75,13 @@ async def test_a_second_portal_answers_through_this_one(portal, served, api):
     assert chunks[-1] == "[DONE]"
     assert "".join(one["choices"][0]["delta"].get("content") or "" for one in parsed) == text
     assert {one["model"] for one in [whole, *parsed]} == {"theirs"}
-    await in_db(drain)()
-    first, second = [record async for record in UsageRecord.objects.order_by("at")]
+    records: list[UsageRecord] = []
+    async with asyncio.timeout(15):
+        while len(records) < 2:
+            # A stream is settled a moment after its last event.
+            await in_db(drain)()
+            records = [record async for record in UsageRecord.objects.order_by("at")]
+    first, second = records
     for record in (first, second):
         assert 0 < record.completion_tokens <= 8
         assert record.prompt_tokens > 5
