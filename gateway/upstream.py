@@ -6,12 +6,14 @@ and llama-server frees the slot; so whoever opens must close.
 
 import asyncio
 import re
+import socket
 import weakref
 from typing import Any
 
 import aiohttp
 import orjson
 import structlog
+from aiohttp.connector import AddrInfoType
 
 from gateway import dialect, sse
 from gateway.errors import ContextExceeded, NotSupported, UpstreamLost, UpstreamRefused
@@ -24,6 +26,8 @@ log = structlog.get_logger(__name__)
 # answer that isn't streamed is silent until its end.
 _SILENCE_S, _WHOLE_S = 180.0, 1800.0
 _CONNECT_S = 3.0
+# A machine that was cut off says nothing by itself: its sockets are probed, and given up after so many seconds.
+_PROBE_AFTER_S, _PROBE_EVERY_S, _PROBES, _GIVE_UP_S = 5, 2, 3, 10
 _STREAMED = aiohttp.ClientTimeout(total=None, sock_connect=_CONNECT_S, sock_read=_SILENCE_S)
 _AS_A_WHOLE = aiohttp.ClientTimeout(total=None, sock_connect=_CONNECT_S, sock_read=_WHOLE_S)
 _AT_ONCE = aiohttp.ClientTimeout(total=5.0, sock_connect=_CONNECT_S)
@@ -58,11 +62,28 @@ def session() -> aiohttp.ClientSession:
     found = _sessions.get(loop)
     if found is None or found.closed:
         found = _sessions[loop] = aiohttp.ClientSession(
-            connector=aiohttp.TCPConnector(limit=0, keepalive_timeout=15),
+            connector=aiohttp.TCPConnector(limit=0, keepalive_timeout=15, socket_factory=_probed_socket),
             # One server's cookies are no other's business, and one user's not another's.
             cookie_jar=aiohttp.DummyCookieJar(),
         )
     return found
+
+
+def _probed_socket(address: AddrInfoType) -> socket.socket:
+    """A socket that notices the silence of its peer's machine, whether it waits for an answer or for its own words to
+    arrive. Not every system has every one of these options."""
+    family, kind, protocol, _, _ = address
+    made = socket.socket(family, kind, protocol)
+    made.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+    for name, value in (
+        ("TCP_KEEPIDLE", _PROBE_AFTER_S),
+        ("TCP_KEEPINTVL", _PROBE_EVERY_S),
+        ("TCP_KEEPCNT", _PROBES),
+        ("TCP_USER_TIMEOUT", _GIVE_UP_S * 1000),
+    ):
+        if hasattr(socket, name):
+            made.setsockopt(socket.IPPROTO_TCP, getattr(socket, name), value)
+    return made
 
 
 async def close_session() -> None:
