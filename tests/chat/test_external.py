@@ -10,6 +10,7 @@ from accounts.models import User
 from chat import actions
 from chat.models import Conversation
 from chat.states import MessageStatus
+from gateway import admission
 from gateway.upstream import close_session
 from models_admin.external import actions as external_actions
 from models_admin.external import external
@@ -33,6 +34,7 @@ def nobody_asked(monkeypatch: pytest.MonkeyPatch) -> None:
 async def server() -> AsyncIterator[FakeOpenAI]:
     async with FakeOpenAI(models=["llama3"], key="sk-theirs") as server:
         yield server
+        await admission.stop()
         await close_session()
 
 

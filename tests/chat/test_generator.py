@@ -15,6 +15,7 @@ from chat import actions, leases
 from chat.generator import Generator
 from chat.models import Conversation, Generation, Message
 from chat.states import MessageStatus
+from gateway import admission
 from gateway.models import UsageRecord
 from gateway.upstream import close_session
 from gateway.usage.drain import drain
@@ -35,6 +36,7 @@ def text_of(tokens: int) -> str:
 async def engine() -> AsyncIterator[FakeEngine]:
     async with FakeEngine() as engine:
         yield engine
+        await admission.stop()
         await close_session()
 
 

@@ -20,6 +20,7 @@ from chat.generator import Generator
 from chat.live import close_hub
 from chat.models import Conversation
 from chat.states import MessageStatus
+from gateway import admission
 from gateway.upstream import close_session
 from tests.fake_engine import FakeEngine, Script
 from tests.serving import serve
@@ -33,6 +34,7 @@ in_db = database_sync_to_async
 async def engine() -> AsyncIterator[FakeEngine]:
     async with FakeEngine() as engine:
         yield engine
+        await admission.stop()
         await close_session()
         await close_hub()
 

@@ -8,6 +8,7 @@ from channels.db import database_sync_to_async
 
 from accounts import key_actions
 from accounts.models import User
+from gateway import admission
 from gateway.upstream import close_session
 from models_admin.external import actions as external_actions
 from models_admin.external import external
@@ -27,6 +28,7 @@ THEIRS = "vendor/llama3:latest"
 async def server() -> AsyncIterator[FakeOpenAI]:
     async with FakeOpenAI(models=[THEIRS], key=KEY, root="/engines/v1") as server:
         yield server
+        await admission.stop()
         await close_session()
 
 

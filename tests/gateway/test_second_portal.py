@@ -9,6 +9,7 @@ from channels.db import database_sync_to_async
 
 from accounts import key_actions
 from accounts.models import User
+from gateway import admission
 from gateway.models import UsageRecord
 from gateway.upstream import close_session
 from gateway.usage.drain import drain
@@ -41,6 +42,7 @@ async def served(portal: Portal, their_key: str) -> AsyncIterator[ServedModel]:
         return external_actions.serve(server, DEMO_MODEL, by=None, slug="theirs")
 
     yield await make()
+    await admission.stop()
     await close_session()
 
 
@@ -80,7 +82,8 @@ async def test_a_second_portal_answers_through_this_one(portal, served, api):
         while len(records) < 2:
             # A stream is settled a moment after its last event.
             await in_db(drain)()
-            records = [record async for record in UsageRecord.objects.order_by("at")]
+            theirs = UsageRecord.objects.filter(model_slug="theirs")
+            records = [record async for record in theirs.order_by("at")]
     first, second = records
     for record in (first, second):
         assert 0 < record.completion_tokens <= 8
