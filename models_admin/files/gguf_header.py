@@ -7,14 +7,9 @@ the process. A header may be anybody's: what reading it costs is bounded, whatev
 """
 
 import math
-import os
-import stat
 import struct
 from collections import Counter
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import replace
-from hashlib import blake2b
 from pathlib import Path
 
 from gguf.constants import GGML_QUANT_SIZES, GGUF_MAGIC, GGMLQuantizationType, GGUFValueType, LlamaFileType
@@ -28,13 +23,12 @@ from models_admin.files.gguf_info import (
     Value,
     part_name,
 )
+from models_admin.files.gguf_source import LENGTH, Allowance, Source, digest_of, opened
 
 # Far above any real model's; a file beyond them is broken or hostile.
-_MAX_HEADER_BYTES = 128 * 2**20
 _MAX_PAIRS = 10_000
 _MAX_TENSORS = 100_000
 _MAX_KEY_BYTES = 65_535
-_MAX_ITEMS = 4_000_000
 _MAX_DIMENSIONS = 4
 _MAX_NESTING = 2
 _MAX_COUNT = 2**63 - 1
@@ -50,16 +44,12 @@ _MAX_SHAPE = {
 # What is longer (vocabularies, a tokenizer's own file) is passed over.
 _KEPT_ITEMS = 1024
 _KEPT_TEXT_BYTES = 2**20
-_MAX_KEPT_BYTES = 16 * 2**20
 # What an object takes besides its text.
 _OBJECT_BYTES = 64
 
-_CHUNK = 2**18
 # Blocks read of the weights for the content's id: a disk that has to seek still finds them in a blink.
 _SAMPLES = 32
-_SAMPLE_BYTES = 2**14
 
-_LENGTH = struct.Struct("<Q")
 _WORD = struct.Struct("<I")
 _KIND_AND_OFFSET = struct.Struct("<IQ")
 _NUMBERS = {
@@ -84,7 +74,7 @@ def read(path: Path) -> GGUFInfo:
     (all metadata, all tensors' names, shapes and places) and blocks sampled evenly from the weights of every part:
     a few hundred KiB are read, however large the model.
     """
-    allowance = _Allowance()
+    allowance = Allowance()
     match = PART.search(path.name)
     named = int(match[2]) if match else 1
     samples = max(2, _SAMPLES // min(max(named, 1), MAX_PARTS))
@@ -99,7 +89,7 @@ def read(path: Path) -> GGUFInfo:
     return info
 
 
-def _joined(path: Path, first: GGUFInfo, count: int, allowance: "_Allowance", samples: int) -> GGUFInfo:
+def _joined(path: Path, first: GGUFInfo, count: int, allowance: Allowance, samples: int) -> GGUFInfo:
     number = first.metadata.get("split.no")
     match = PART.search(path.name)
     if number != 0 and isinstance(number, int):
@@ -107,7 +97,7 @@ def _joined(path: Path, first: GGUFInfo, count: int, allowance: "_Allowance", sa
     if match is None or int(match[2]) != count or int(match[1]) != 1 or count > MAX_PARTS:
         raise GGUFError(f"This is a split model, but the name doesn't end in -00001-of-{count:05}.gguf.")
     whole = replace(first, parts=count)
-    digest = _digest(first.content_id.encode())
+    digest = digest_of(first.content_id.encode())
     for part in range(2, count + 1):
         sibling = path.with_name(part_name(match, part))
         if not sibling.is_file():
@@ -148,149 +138,20 @@ def _check(info: GGUFInfo) -> None:
             raise GGUFError(f"The header claims a {key} of {number:,}; it is damaged.")
 
 
-def _read_one(path: Path, allowance: "_Allowance", samples: int) -> GGUFInfo:
+def _read_one(path: Path, allowance: Allowance, samples: int) -> GGUFInfo:
     try:
-        with _opened(path) as (descriptor, size):
-            source = _Source(descriptor, size, allowance)
+        with opened(path) as (descriptor, size):
+            source = Source(descriptor, size, allowance)
             return _Header(source, size, samples).info()
     except OSError as error:
         advice = " Let the portal's user read it." if isinstance(error, PermissionError) else ""
         raise UnreadableError(f"The file can't be read: {error.strerror or error}.{advice}") from None
 
 
-@contextmanager
-def _opened(path: Path) -> Iterator[tuple[int, int]]:
-    """Descriptor and size. A pipe or a device that has taken the file's place meanwhile is not waited for."""
-    descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC | os.O_NOCTTY)
-    try:
-        status = os.fstat(descriptor)
-        if not stat.S_ISREG(status.st_mode):
-            raise UnreadableError("The file can't be read: it isn't a regular file.")
-        yield descriptor, status.st_size
-    finally:
-        os.close(descriptor)
-
-
-class _Allowance:
-    """What the headers of a model's parts may cost together: bytes read, items walked, bytes kept in memory."""
-
-    def __init__(self) -> None:
-        self._read = _MAX_HEADER_BYTES
-        self._items = _MAX_ITEMS
-        self._kept = _MAX_KEPT_BYTES
-
-    def read(self, count: int) -> None:
-        """Ask for so many bytes of the header."""
-        self._read -= count
-        if self._read < 0:
-            raise GGUFError(f"The header is larger than {_MAX_HEADER_BYTES // 2**20} MiB; it is damaged.")
-
-    def walk(self, count: int) -> None:
-        """Ask for so many items of lists."""
-        self._items -= count
-        if self._items < 0:
-            raise GGUFError(f"The header claims lists of more than {_MAX_ITEMS:,} items; it is damaged.")
-
-    def keep(self, count: int) -> None:
-        """Ask for so much memory."""
-        self._kept -= count
-        if self._kept < 0:
-            raise GGUFError("The header holds more text than any model's; it is damaged.")
-
-
-class _Source:
-    """The file's bytes from the first on, hashed as they pass; no length beyond the file's end is believed."""
-
-    def __init__(self, descriptor: int, size: int, allowance: _Allowance) -> None:
-        self.allowance = allowance
-        self._descriptor = descriptor
-        self._size = size
-        self._buffer = b""
-        self._at = 0
-        self._base = 0
-        self._digest = _digest(_LENGTH.pack(size))
-
-    @property
-    def position(self) -> int:
-        """Bytes taken so far."""
-        return self._base + self._at
-
-    def take(self, count: int) -> bytes:
-        """The next bytes."""
-        start = self._claim(count)
-        return self._buffer[start : start + count]
-
-    def unpack(self, form: struct.Struct) -> tuple[int, ...]:
-        """The next numbers."""
-        return form.unpack_from(self._buffer, self._claim(form.size))
-
-    def skip(self, count: int) -> None:
-        """Pass over bytes, piece by piece: they may be many."""
-        if count > self._size - self.position:
-            raise _cut_off()
-        while count:
-            step = min(count, _CHUNK)
-            self._claim(step)
-            count -= step
-
-    def skip_texts(self, count: int) -> None:
-        """Pass over so many texts: the inner loop of every vocabulary."""
-        for _ in range(count):
-            at = self._at
-            if at + 8 > len(self._buffer):
-                at = self._claim(8)
-                self._at = at
-            (length,) = _LENGTH.unpack_from(self._buffer, at)
-            end = at + 8 + length
-            if end <= len(self._buffer):
-                self._at = end
-            else:
-                self._at = at + 8
-                self.skip(length)
-
-    def finish(self, samples: int, data_start: int) -> str:
-        """The digest of size, header and `samples` blocks of what follows."""
-        self._digest.update(memoryview(self._buffer)[: self._at])
-        rest = self._size - data_start
-        if rest > 0:
-            last = max(0, rest - _SAMPLE_BYTES)
-            for number in range(samples):
-                offset = data_start + last * number // max(1, samples - 1)
-                self._digest.update(os.pread(self._descriptor, _SAMPLE_BYTES, offset))
-                if not last:
-                    break
-        return self._digest.hexdigest()
-
-    def _claim(self, count: int) -> int:
-        """Where in the buffer the next `count` bytes begin; they are taken."""
-        start = self._at
-        if start + count > len(self._buffer):
-            self._fill(count)
-            start = self._at
-        self._at = start + count
-        return start
-
-    def _fill(self, count: int) -> None:
-        if count > self._size - self.position:
-            raise _cut_off()
-        self._digest.update(memoryview(self._buffer)[: self._at])
-        self._base += self._at
-        pieces, self._at = [self._buffer[self._at :]], 0
-        have = len(pieces[0])
-        while have < count:
-            piece = os.read(self._descriptor, max(_CHUNK, count - have))
-            if not piece:
-                raise _cut_off()
-            self.allowance.read(len(piece))
-            pieces.append(piece)
-            have += len(piece)
-        self._buffer = b"".join(pieces)
-
-
 class _Header:
     """Walks once, from the first byte to the first tensor's."""
 
-    def __init__(self, source: _Source, size: int, samples: int) -> None:
+    def __init__(self, source: Source, size: int, samples: int) -> None:
         self._source = source
         self._size = size
         self._samples = samples
@@ -384,7 +245,7 @@ class _Header:
             )
 
     def _length(self) -> int:
-        return self._source.unpack(_LENGTH)[0]
+        return self._source.unpack(LENGTH)[0]
 
     def _text(self, limit: int) -> str:
         length = self._length()
@@ -440,14 +301,6 @@ class _Header:
         self._source.allowance.keep(length * _OBJECT_BYTES)
         form = struct.Struct(f"<{length}{code}")
         return [_finite(item) for item in self._source.unpack(form)]
-
-
-def _digest(start: bytes) -> blake2b:
-    return blake2b(start, digest_size=32)
-
-
-def _cut_off() -> GGUFError:
-    return GGUFError("The file ends in the middle of its header; it is incomplete.")
 
 
 def _finite(number: int | float) -> int | float | None:
