@@ -15,6 +15,7 @@ from channels.routing import ProtocolTypeRouter, URLRouter
 from django.urls import path
 
 from accounts.second_factor import SocketGate
+from accounts.session_watch import SessionGate
 from chat.consumers import ConversationConsumer
 from gateway import admission, upstream
 from gateway.openai import application as openai
@@ -58,13 +59,15 @@ application = ProtocolTypeRouter(
         "websocket": SameOrigin(
             AuthMiddlewareStack(
                 SocketGate(
-                    URLRouter(
-                        [
-                            path("ws/chat/<uuid:pk>/", ConversationConsumer.as_asgi()),
-                            path("ws/models/", ModelsConsumer.as_asgi()),
-                            path("ws/models/nodes/", NodesConsumer.as_asgi()),
-                            path("ws/monitoring/", MonitoringConsumer.as_asgi()),
-                        ]
+                    SessionGate(
+                        URLRouter(
+                            [
+                                path("ws/chat/<uuid:pk>/", ConversationConsumer.as_asgi()),
+                                path("ws/models/", ModelsConsumer.as_asgi()),
+                                path("ws/models/nodes/", NodesConsumer.as_asgi()),
+                                path("ws/monitoring/", MonitoringConsumer.as_asgi()),
+                            ]
+                        )
                     )
                 )
             )

@@ -6,6 +6,8 @@
 
 const FIRST_DELAY_MS = 500;
 const LONGEST_DELAY_MS = 10_000;
+// The server's word for a socket whose session has ended: the page leads to signing in.
+const SIGNED_OUT = 4401;
 
 const sockets = new Map();
 
@@ -46,10 +48,14 @@ export function connectLive(url, onMessage, { onOpen = () => {} } = {}) {
     mine.addEventListener("message", (event) => {
       if (mine === socket) onMessage(JSON.parse(event.data));
     });
-    mine.addEventListener("close", () => {
+    mine.addEventListener("close", (event) => {
       if (mine !== socket) return;
       setLive(url, false);
       if (closed) return;
+      if (event.code === SIGNED_OUT) {
+        location.reload();
+        return;
+      }
       timer = setTimeout(connect, delay * (0.7 + 0.6 * Math.random()));
       delay = Math.min(delay * 2, LONGEST_DELAY_MS);
     });
