@@ -1,29 +1,62 @@
 """People, teams, keys and the audit trail in the admin site."""
 
+from collections.abc import Callable
 from http import HTTPStatus
 from typing import Any
 
-from django.contrib import admin
+from django.contrib import admin, messages
 from django.contrib.auth.admin import UserAdmin
 from django.contrib.auth.models import Group
+from django.db import transaction
 from django.db.models import QuerySet
 from django.forms import ModelForm
 from django.http import HttpRequest, HttpResponse
+from django.shortcuts import redirect
 from unfold.admin import ModelAdmin, TabularInline
 from unfold.forms import AdminPasswordChangeForm, UserChangeForm, UserCreationForm
 
 from accounts import audit, key_actions, second_factor, version
 from accounts.access import person
 from accounts.models import ApiKey, AuditEntry, Membership, Team, User
+from accounts.people import actions as people_actions
 from accounts.single_sign_on import vouch_for_address
 from accounts.teams import actions as team_actions
+from llamaproj.errors import LlamaProjError
 
 # Teams say who may use what; Django's own groups aren't used.
 admin.site.unregister(Group)
 
 
+class Refusing:
+    """What a verb refuses is said on top of the page it came from; nothing has changed then."""
+
+    def changeform_view(self, request: HttpRequest, *args: Any, **kwargs: Any) -> HttpResponse:
+        """Add and change."""
+        return _answer(request, super().changeform_view, *args, **kwargs)  # type: ignore[misc]  # a ModelAdmin's
+
+    def delete_view(self, request: HttpRequest, *args: Any, **kwargs: Any) -> HttpResponse:
+        """Remove one."""
+        return _answer(request, super().delete_view, *args, **kwargs)  # type: ignore[misc]  # a ModelAdmin's
+
+    def changelist_view(self, request: HttpRequest, *args: Any, **kwargs: Any) -> HttpResponse:
+        """The list, and what is done with those chosen in it."""
+        return _answer(request, super().changelist_view, *args, **kwargs)  # type: ignore[misc]  # a ModelAdmin's
+
+
+def _answer(
+    request: HttpRequest, view: Callable[..., HttpResponse], *args: Any, **kwargs: Any
+) -> HttpResponse:
+    try:
+        # The site's own log, too, knows nothing of what was refused.
+        with transaction.atomic():
+            return view(request, *args, **kwargs)
+    except LlamaProjError as error:
+        messages.error(request, error.message)
+        return redirect(request.get_full_path())
+
+
 @admin.register(User)
-class PortalUserAdmin(UserAdmin, ModelAdmin):  # type: ignore[type-arg]  # Django's class takes none at run time
+class PortalUserAdmin(Refusing, UserAdmin, ModelAdmin):  # type: ignore[type-arg]  # Django's class takes none at run time
     """People who may sign in."""
 
     form = UserChangeForm
@@ -41,13 +74,17 @@ class PortalUserAdmin(UserAdmin, ModelAdmin):  # type: ignore[type-arg]  # Djang
     actions = ("reset_second_factor",)
 
     def save_model(self, request: HttpRequest, obj: User, form: "ModelForm[User]", change: bool) -> None:
-        """Also an entry of the audit trail; and an address that an administrator enters counts as proved."""
-        super().save_model(request, obj, form, change)
+        """Add or change, through the same verbs as REST; an address that an administrator enters counts as proved."""
+        by = person(request)
+        if change:
+            fields = {name: form.cleaned_data[name] for name in form.changed_data}
+            people_actions.change(User.objects.get(pk=obj.pk), by=by, **fields)
+        else:
+            super().save_model(request, obj, form, change)
+            version.renew()
+            audit.record(by, "user.create", obj, staff=obj.is_staff)
         if "email" in form.changed_data:
             vouch_for_address(obj)
-        version.renew()
-        said = {"fields": sorted(form.changed_data)} if change else {"staff": obj.is_staff}
-        audit.record(person(request), "user.change" if change else "user.create", obj, **said)
 
     def user_change_password(self, request: HttpRequest, id: str, form_url: str = "") -> HttpResponse:  # noqa: A002
         """Also an entry of the audit trail."""
@@ -64,17 +101,13 @@ class PortalUserAdmin(UserAdmin, ModelAdmin):  # type: ignore[type-arg]  # Djang
         self.message_user(request, "Reset: they sign in with the password alone until they set it up again.")
 
     def delete_model(self, request: HttpRequest, obj: User) -> None:
-        """Also an entry of the audit trail."""
-        audit.record(person(request), "user.delete", obj)
-        super().delete_model(request, obj)
-        version.renew()
+        """Remove a person."""
+        people_actions.remove(obj, by=person(request))
 
     def delete_queryset(self, request: HttpRequest, queryset: QuerySet[User]) -> None:
-        """Also entries of the audit trail."""
+        """Remove all of them, or nobody."""
         for user in queryset:
-            audit.record(person(request), "user.delete", user)
-        super().delete_queryset(request, queryset)
-        version.renew()
+            people_actions.remove(user, by=person(request))
 
 
 class MembershipInline(TabularInline):
@@ -86,7 +119,7 @@ class MembershipInline(TabularInline):
 
 
 @admin.register(Team)
-class TeamAdmin(ModelAdmin):
+class TeamAdmin(Refusing, ModelAdmin):
     """Teams and their members, through the same verbs as the teams' pages."""
 
     list_display = ("name", "weight", "created_at")
