@@ -12,6 +12,24 @@ from accounts.models import ApiKey, User
 from llamaproj.errors import NotAllowed, NotAuthenticated
 
 
+def key_of(request: Request) -> ApiKey | None:
+    """The key with which a program asks; None for a session or a token."""
+    return request.auth if isinstance(request.auth, ApiKey) else None
+
+
+def inference_key_of(request: Request) -> ApiKey | None:
+    """The same where a model is to be used. Raises `NotAllowed` for a key that was made for something else."""
+    key = key_of(request)
+    if key is not None:
+        _demand(key, ApiKey.Scope.INFERENCE)
+    return key
+
+
+def _demand(key: ApiKey, scope: ApiKey.Scope) -> None:
+    if scope not in key.scopes:
+        raise NotAllowed(f"This key lacks the scope {scope.value}: make one that has it in your settings.")
+
+
 class ApiKeyAuthentication(BaseAuthentication):
     """`Authorization: Bearer sk-…`. Without such a header the next way of authentication is tried.
 
@@ -25,11 +43,7 @@ class ApiKeyAuthentication(BaseAuthentication):
         if not token.strip().startswith(keys.PREFIX):
             return None
         key = keys.authenticate(f"{scheme} {token}")
-        scope = ApiKey.Scope.READ if request.method in SAFE_METHODS else ApiKey.Scope.WRITE
-        if scope not in key.scopes:
-            raise NotAllowed(
-                f"This key lacks the scope {scope.value}: make one that has it in your settings."
-            )
+        _demand(key, ApiKey.Scope.READ if request.method in SAFE_METHODS else ApiKey.Scope.WRITE)
         keys.used_now(key)
         return key.user, key
 

@@ -10,6 +10,7 @@ from rest_framework.viewsets import GenericViewSet
 
 from accounts import key_actions
 from accounts.access import person
+from accounts.authentication import key_of
 from accounts.key_serializers import (
     AskedKeySerializer,
     CreatedKeySerializer,
@@ -17,6 +18,7 @@ from accounts.key_serializers import (
     RenamedKeySerializer,
 )
 from accounts.models import ApiKey
+from llamaproj.rest import valid
 from llamaproj.rest_lists import Flag
 
 
@@ -68,7 +70,7 @@ class KeyViewSet(mixins.ListModelMixin, mixins.RetrieveModelMixin, GenericViewSe
             name=asked.validated_data["name"],
             by=user,
             rights=asked.rights(),
-            within=request.auth if isinstance(request.auth, ApiKey) else None,
+            within=key_of(request),
         )
         shown = CreatedKeySerializer(row).data | {"key": key}
         return Response(shown, status=status.HTTP_201_CREATED, headers={"cache-control": "no-store"})
@@ -77,10 +79,9 @@ class KeyViewSet(mixins.ListModelMixin, mixins.RetrieveModelMixin, GenericViewSe
     def partial_update(self, request: Request, pk: str) -> Response:
         """What a key may do doesn't change: make another one for that."""
         key = self.get_object()
-        asked = RenamedKeySerializer(data=request.data)
-        asked.is_valid(raise_exception=True)
-        if "name" in asked.validated_data:
-            key_actions.rename_api_key(key, name=asked.validated_data["name"], by=person(request))
+        said = valid(RenamedKeySerializer(data=request.data))
+        if "name" in said:
+            key_actions.rename_api_key(key, name=said["name"], by=person(request))
         return Response(self.get_serializer(key).data)
 
     @extend_schema(summary="Revoke a key")

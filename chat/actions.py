@@ -8,7 +8,7 @@ from django.db import transaction
 from django.db.models import Max, Q
 from django.utils import timezone
 
-from accounts.models import Team, User
+from accounts.models import ApiKey, Team, User
 from chat import events
 from chat.errors import AnswerUnfinished, EmptyMessage, MessageTooLong
 from chat.models import Conversation, Generation, Message
@@ -30,23 +30,32 @@ class Sent:
 
 
 @transaction.atomic
-def begin(*, owner: User, text: str, served: ServedModel, pk: UUID | None = None) -> Conversation:
-    """A new conversation with its first message. Raises `InvalidInput`, and `Conflict` for a key that is taken."""
+def begin(
+    *, owner: User, text: str, served: ServedModel, pk: UUID | None = None, key: ApiKey | None = None
+) -> Conversation:
+    """A new conversation with its first message. Raises `InvalidInput`, and `Conflict` for an id that is taken."""
     text = _checked(text)
     if pk is not None and Conversation.objects.filter(pk=pk).exists():
         raise Conflict("There is a conversation with this id already.", param="id")
     conversation = Conversation.objects.create(
         pk=pk or uuid4(), owner=owner, served=served, title=_title_of(text)
     )
-    send(conversation, text=text, served=served)
+    send(conversation, text=text, served=served, key=key)
     return conversation
 
 
 @transaction.atomic
-def send(conversation: Conversation, *, text: str, served: ServedModel, pk: UUID | None = None) -> Sent:
-    """Add a message and queue its answer.
+def send(
+    conversation: Conversation,
+    *,
+    text: str,
+    served: ServedModel,
+    pk: UUID | None = None,
+    key: ApiKey | None = None,
+) -> Sent:
+    """Add a message and queue its answer, which a program's `key` asks for within its own rights and limits.
 
-    Raises `InvalidInput`, `AnswerUnfinished`, and `Conflict` for a key that is taken; then nothing has changed.
+    Raises `InvalidInput`, `AnswerUnfinished`, and `Conflict` for an id that is taken; then nothing has changed.
     """
     text = _checked(text)
     Conversation.objects.select_for_update().get(pk=conversation.pk)
@@ -62,7 +71,7 @@ def send(conversation: Conversation, *, text: str, served: ServedModel, pk: UUID
         status=MessageStatus.QUEUED,
         model_slug=served.slug,
     )
-    _queue(answer, served)
+    _queue(answer, served, key)
     Conversation.objects.filter(pk=conversation.pk).update(
         served=served, updated_at=timezone.now(), title=conversation.title or _title_of(text)
     )
@@ -71,7 +80,7 @@ def send(conversation: Conversation, *, text: str, served: ServedModel, pk: UUID
 
 
 @transaction.atomic
-def retry(answer: Message) -> None:
+def retry(answer: Message, *, key: ApiKey | None = None) -> None:
     """Write a failed or stopped answer anew. Raises `Conflict` unless it is the conversation's last message."""
     Conversation.objects.select_for_update().get(pk=answer.conversation_id)
     answer.refresh_from_db()
@@ -79,7 +88,7 @@ def retry(answer: Message) -> None:
     if answer.role != Message.Role.ASSISTANT or not answer.is_final or answer.number != last:
         raise Conflict("Only the last answer can be written anew, once it has ended.")
     conversation = answer.conversation
-    usable = ServedModel.objects.visible_to(conversation.owner)
+    usable = ServedModel.objects.usable_by(conversation.owner, key)
     served = usable.filter(slug=answer.model_slug).first()
     if served is None and conversation.served is not None:
         served = usable.filter(pk=conversation.served.pk).first()
@@ -97,7 +106,7 @@ def retry(answer: Message) -> None:
         timings={},
         model_slug=served.slug,
     )
-    _queue(answer, served)
+    _queue(answer, served, key)
     transaction.on_commit(partial(events.messages_changed, answer.conversation_id, answer.pk))
 
 
@@ -151,8 +160,8 @@ def delete(conversation: Conversation) -> None:
     conversation.delete()
 
 
-def _queue(answer: Message, served: ServedModel) -> None:
-    Generation.objects.create(message=answer, served=served)
+def _queue(answer: Message, served: ServedModel, key: ApiKey | None) -> None:
+    Generation.objects.create(message=answer, served=served, api_key_pk=key.pk if key else None)
     transaction.on_commit(events.generation_queued)
 
 

@@ -17,6 +17,7 @@ from rest_framework.response import Response
 from rest_framework.viewsets import GenericViewSet, ReadOnlyModelViewSet
 
 from accounts.access import person
+from accounts.authentication import inference_key_of
 from accounts.models import ApiKey
 from chat import actions, export, search
 from chat.filters import ConversationFilter
@@ -30,8 +31,11 @@ from chat.serializers import (
     GenerationSerializer,
     MessageSerializer,
     QuestionSerializer,
+    SharedWithSerializer,
 )
 from llamaproj.errors import InvalidInput
+from llamaproj.rest import valid
+from llamaproj.rest_lists import page_of
 from models_admin.models import ServedModel
 
 
@@ -79,12 +83,9 @@ class ConversationViewSet(ReadOnlyModelViewSet[Conversation]):
     @transaction.atomic
     def create(self, request: Request) -> Response:
         """Its first answer is begun at once: `generation` says which. 409 for an id that is taken."""
-        asked = BeginSerializer(data=request.data)
-        asked.is_valid(raise_exception=True)
-        said = asked.validated_data
-        begun = actions.begin(
-            owner=self._by, text=said["text"], served=self._model(said["model"]), pk=said.get("id")
-        )
+        said = valid(BeginSerializer(data=request.data))
+        key, served = self._model(said["model"])
+        begun = actions.begin(owner=self._by, text=said["text"], served=served, pk=said.get("id"), key=key)
         if "title" in said:
             actions.rename(begun, title=said["title"])
         shown = self.get_serializer(self.get_queryset().get(pk=begun.pk))
@@ -94,10 +95,9 @@ class ConversationViewSet(ReadOnlyModelViewSet[Conversation]):
     def partial_update(self, request: Request, pk: UUID) -> Response:
         """Nothing but the title can be changed."""
         found = self.get_object()
-        serializer = self.get_serializer(found, data=request.data, partial=True)
-        serializer.is_valid(raise_exception=True)
-        if "title" in serializer.validated_data:
-            actions.rename(found, title=serializer.validated_data["title"])
+        said = valid(self.get_serializer(found, data=request.data, partial=True))
+        if "title" in said:
+            actions.rename(found, title=said["title"])
         return Response(self.get_serializer(self.get_object()).data)
 
     @extend_schema(summary="Delete")
@@ -114,33 +114,43 @@ class ConversationViewSet(ReadOnlyModelViewSet[Conversation]):
     @action(detail=False, filterset_class=None, search_fields=None, ordering_fields=None)
     def search(self, request: Request) -> Response:
         """Those one may read, the newest first."""
-        asked = AskedSearchSerializer(data=request.query_params)
-        asked.is_valid(raise_exception=True)
-        assert self.paginator is not None
-        rows = search.search(asked.validated_data["q"], reader=self._by)
-        page = self.paginator.paginate_queryset(rows, request, self) or []
-        return self.paginator.get_paginated_response(FoundMessageSerializer(page, many=True).data)
+        said = valid(AskedSearchSerializer(data=request.query_params))
+        return page_of(self, search.search(said["q"], reader=self._by), FoundMessageSerializer)
 
     @extend_schema(summary="Its messages", responses=MessageSerializer(many=True))
     @action(detail=True, filterset_class=None, search_fields=None, ordering_fields=None)
     def messages(self, request: Request, pk: UUID) -> Response:
         """In their order."""
-        assert self.paginator is not None
         rows = self.get_object().messages.select_related("generation").order_by("number")
-        page = self.paginator.paginate_queryset(rows, request, self) or []
-        return self.paginator.get_paginated_response(MessageSerializer(page, many=True).data)
+        return page_of(self, rows, MessageSerializer)
 
     @extend_schema(summary="Ask", request=QuestionSerializer, responses={202: GenerationSerializer})
     @messages.mapping.post
     def ask(self, request: Request, pk: UUID) -> Response:
         """The answer is written in the background. 409 while another one is, and for an id that is taken."""
         found = self.get_object()
-        asked = QuestionSerializer(data=request.data)
-        asked.is_valid(raise_exception=True)
-        said = asked.validated_data
-        served = self._model(said.get("model") or (found.served.slug if found.served else ""))
-        sent = actions.send(found, text=said["text"], served=served, pk=said.get("id"))
+        said = valid(QuestionSerializer(data=request.data))
+        key, served = self._model(said.get("model") or (found.served.slug if found.served else ""))
+        sent = actions.send(found, text=said["text"], served=served, pk=said.get("id"), key=key)
         return Response(_shown(sent.answer), status=status.HTTP_202_ACCEPTED)
+
+    @extend_schema(
+        summary="Let a team read it", request=SharedWithSerializer, responses=ConversationSerializer
+    )
+    @action(detail=True, methods=["put"], filterset_class=None)
+    def share(self, request: Request, pk: UUID) -> Response:
+        """Its owner, with a team they are in."""
+        found = self.get_object()
+        said = valid(SharedWithSerializer(data=request.data, context=self.get_serializer_context()))
+        actions.share(found, said["team"])
+        return Response(self.get_serializer(found).data)
+
+    @extend_schema(summary="Let nobody else read it")
+    @share.mapping.delete
+    def unshare(self, request: Request, pk: UUID) -> Response:
+        """Asking twice is asking once."""
+        actions.share(self.get_object(), None)
+        return Response(status=status.HTTP_204_NO_CONTENT)
 
     @extend_schema(
         summary="The whole conversation as a file",
@@ -170,18 +180,15 @@ class ConversationViewSet(ReadOnlyModelViewSet[Conversation]):
         name = content_disposition_header(True, export.file_name(found, ending))
         return Response(text, headers={"content-disposition": name})
 
-    def _model(self, slug: str) -> ServedModel:
-        """One the person may use, and the key, if there is one. Raises `InvalidInput`."""
-        usable = ServedModel.objects.visible_to(self._by)
-        key = self.request.auth
-        if isinstance(key, ApiKey) and key.model_slugs:
-            usable = usable.filter(slug__in=key.model_slugs)
-        served = usable.filter(slug=slug).first()
+    def _model(self, slug: str) -> tuple[ApiKey | None, ServedModel]:
+        """One the person may use, and the key that asks for it. Raises `InvalidInput`, and `NotAllowed` for the key."""
+        key = inference_key_of(self.request)
+        served = ServedModel.objects.usable_by(self._by, key).filter(slug=slug).first()
         if served is None:
             raise InvalidInput(
                 f"There is no model {slug!r} here." if slug else "Say which model.", param="model"
             )
-        return served
+        return key, served
 
     @property
     def _by(self) -> Any:
@@ -216,7 +223,7 @@ class GenerationViewSet(mixins.RetrieveModelMixin, GenericViewSet[Generation]):
     def retry(self, request: Request, pk: UUID) -> Response:
         """A new generation takes this one's place. 409 unless it is the last answer, and has ended."""
         answer = self.get_object().message
-        actions.retry(answer)
+        actions.retry(answer, key=inference_key_of(request))
         return Response(_shown(answer), status=status.HTTP_202_ACCEPTED)
 
 

@@ -17,7 +17,7 @@ from chat.leases import MAX_ATTEMPTS, Job
 from chat.relay_writer import LogWriter, Outgoing
 from chat.states import MessageStatus
 from gateway import admission, completion
-from gateway.admission import Waiting
+from gateway.admission import Caller, Waiting
 from gateway.errors import UpstreamLost
 from gateway.models import UsageRecord
 from llamaproj.errors import LlamaProjError
@@ -121,7 +121,7 @@ class Answer:
         if self.text:
             messages.append({"role": "assistant", "content": self.text})
         call = completion.Call(
-            await admission.caller_of_user(self.job.owner.pk),
+            await self._caller(),
             self.job.served.slug,
             door=UsageRecord.Door.CHAT,
             body=self._body(messages),
@@ -156,6 +156,12 @@ class Answer:
             finally:
                 self._account(stream.meter, tokens)
             return stream.meter.finish_reason
+
+    async def _caller(self) -> Caller:
+        """Whose limits hold. Raises `NotAuthenticated` for a person or a key that may ask no more."""
+        if self.job.api_key_pk is not None:
+            return await admission.caller_of_key(self.job.api_key_pk)
+        return await admission.caller_of_user(self.job.owner.pk)
 
     def _body(self, messages: list[dict[str, str]]) -> dict[str, Any]:
         """The request; what earlier replicas wrote counts against the longest answer."""

@@ -34,6 +34,7 @@ class Job:
     message: UUID
     conversation: UUID
     owner: User
+    api_key_pk: UUID | None
     served: ServedModel | None
     attempts: int
     text: str
@@ -71,6 +72,7 @@ def load(generation: UUID) -> Job:
         message=row.message_id,
         conversation=row.message.conversation_id,
         owner=row.message.conversation.owner,
+        api_key_pk=row.api_key_pk,
         served=row.served,
         attempts=row.attempts,
         text=row.message.text,

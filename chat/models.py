@@ -119,6 +119,9 @@ class Generation(models.Model):
     lease_until = models.DateTimeField(null=True)
     attempts = models.PositiveSmallIntegerField(default=0, help_text="How often a generator took it up.")
     stop_requested = models.BooleanField(default=False)
+    api_key_pk = models.UUIDField(
+        null=True, editable=False, help_text="The key it was asked for with: its rights and limits hold."
+    )
 
     class Meta:
         indexes: ClassVar = [

@@ -2,14 +2,26 @@
 
 from typing import Any
 
+from django.db.models import QuerySet
 from drf_spectacular.utils import OpenApiExample, extend_schema_serializer
 from rest_framework import serializers
 
+from accounts.access import person
+from accounts.models import Team
 from chat.actions import MAX_MESSAGE_CHARS
 from chat.models import Conversation, Generation, Message
 from chat.progress import text_so_far
 from chat.states import MessageStatus
 from llamaproj.rest import Strict
+
+
+class OwnTeamField(serializers.PrimaryKeyRelatedField[Team]):
+    """A team one is in: of others it isn't told whether they are there."""
+
+    def get_queryset(self) -> QuerySet[Team]:
+        """By who asks."""
+        request = self.context.get("request")
+        return person(request).teams.all() if request is not None else Team.objects.none()
 
 
 class ConversationSerializer(Strict, serializers.ModelSerializer[Conversation]):
@@ -20,14 +32,23 @@ class ConversationSerializer(Strict, serializers.ModelSerializer[Conversation]):
         slug_field="slug", source="served", read_only=True, help_text="The one asked last."
     )
     owner = serializers.CharField(source="owner.username", read_only=True)
+    shared_with = serializers.PrimaryKeyRelatedField[Team](
+        read_only=True, help_text="The team whose members may read it."
+    )
     generation = serializers.UUIDField(
         source="unfinished", read_only=True, allow_null=True, help_text="Of the answer that is being written."
     )
 
     class Meta:
         model = Conversation
-        fields = ("id", "title", "model", "owner", "generation", "created_at", "updated_at")
+        fields = ("id", "title", "model", "owner", "shared_with", "generation", "created_at", "updated_at")
         read_only_fields = ("id", "created_at", "updated_at")
+
+
+class SharedWithSerializer(Strict):
+    """Who may read a conversation."""
+
+    team = OwnTeamField(queryset=Team.objects.none(), help_text="One its owner is in.")
 
 
 class _Question(Strict):

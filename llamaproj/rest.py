@@ -60,6 +60,13 @@ class Strict(serializers.Serializer[Any]):
         return super().to_internal_value(data)
 
 
+def valid(serializer: serializers.BaseSerializer[Any]) -> dict[str, Any]:
+    """What a body or a query says. Raises `ValidationError`."""
+    serializer.is_valid(raise_exception=True)
+    said: dict[str, Any] = serializer.validated_data
+    return said
+
+
 def _mistyped(field: serializers.Field[Any, Any, Any, Any], value: Any) -> str:
     """What is wrong with the JSON type of a value; empty where nothing is, or the field itself will say so."""
     if value is None:

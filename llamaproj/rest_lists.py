@@ -1,6 +1,6 @@
 """What REST's lists share: pages, order and filters. What can't be understood is refused, never passed over."""
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from django import forms
 from django.core.exceptions import ValidationError
@@ -8,9 +8,15 @@ from django_filters import rest_framework as filters
 from rest_framework.filters import OrderingFilter
 from rest_framework.pagination import PageNumberPagination
 from rest_framework.request import Request
+from rest_framework.response import Response
+from rest_framework.serializers import BaseSerializer
 from rest_framework.views import APIView
 
 from llamaproj.errors import InvalidInput
+
+if TYPE_CHECKING:
+    # It reads settings that name this module.
+    from rest_framework.generics import GenericAPIView
 
 
 class Pages(PageNumberPagination):
@@ -36,6 +42,13 @@ class Pages(PageNumberPagination):
             most = {"maximum": self.max_page_size} if parameter["name"] == "page_size" else {}
             parameter["schema"] |= {"minimum": 1, **most}
         return parameters
+
+
+def page_of(view: "GenericAPIView[Any]", rows: Any, serializer: type[BaseSerializer[Any]]) -> Response:
+    """One page of rows that aren't the view's own."""
+    assert view.paginator is not None
+    page: Any = view.paginator.paginate_queryset(rows, view.request, view) or []
+    return view.paginator.get_paginated_response(serializer(page, many=True).data)
 
 
 class Ordering(OrderingFilter):

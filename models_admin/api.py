@@ -2,7 +2,6 @@
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any, cast
 
 from django.db import transaction
 from django.db.models import Count, Exists, OuterRef, Q, QuerySet
@@ -23,7 +22,9 @@ from rest_framework.viewsets import GenericViewSet, ReadOnlyModelViewSet
 
 from accounts.access import person
 from accounts.models import User
-from llamaproj.errors import NotFound
+from llamaproj.errors import InvalidInput, NotFound
+from llamaproj.rest import valid
+from llamaproj.rest_lists import page_of
 from models_admin import access, actions, configuration, demand, notes, remedies
 from models_admin.filters import InstanceFilter, ModelFileFilter, ServedModelFilter
 from models_admin.models import Instance, InstanceChange, ModelFile, Node, PortalConfig, ServedModel
@@ -109,7 +110,7 @@ class ServedModelViewSet(mixins.ListModelMixin, mixins.RetrieveModelMixin, Gener
     @extend_schema(summary="Serve a file", responses={201: ServedModelSerializer})
     def create(self, request: Request) -> Response:
         """It is added stopped; `start` starts it. 409 where the short name is taken."""
-        fields = self._valid(request)
+        fields = valid(self.get_serializer(data=request.data))
         served = actions.add(fields.pop("file"), by=self._by(), **fields)
         return self._shown(served.slug, status.HTTP_201_CREATED)
 
@@ -153,10 +154,9 @@ class ServedModelViewSet(mixins.ListModelMixin, mixins.RetrieveModelMixin, Gener
     @action(detail=True, methods=["post"])
     def scale(self, request: Request, slug: str) -> Response:
         """A fixed number, or from … to …; starts what is stopped."""
-        asked = ScaleSerializer(data=request.data)
-        asked.is_valid(raise_exception=True)
-        least = asked.validated_data.get("replicas", asked.validated_data.get("min_replicas"))
-        most = asked.validated_data.get("max_replicas")
+        said = valid(ScaleSerializer(data=request.data))
+        least = said["replicas"] if "replicas" in said else said["min_replicas"]
+        most = said.get("max_replicas")
         actions.scale(self.get_object(), by=self._by(), replicas=least, most=most)
         return self._shown(slug)
 
@@ -177,9 +177,8 @@ class ServedModelViewSet(mixins.ListModelMixin, mixins.RetrieveModelMixin, Gener
     @remedies.mapping.post
     def remedy(self, request: Request, slug: str) -> Response:
         """Changes the model and starts it again. 409 where this isn't offered any more."""
-        asked = RemedyChoiceSerializer(data=request.data)
-        asked.is_valid(raise_exception=True)
-        remedies.apply(self.get_object(), asked.validated_data["code"], by=self._by())
+        said = valid(RemedyChoiceSerializer(data=request.data))
+        remedies.apply(self.get_object(), said["code"], by=self._by())
         return self._shown(slug)
 
     def _change(self, request: Request, *, partial: bool) -> Response:
@@ -200,11 +199,6 @@ class ServedModelViewSet(mixins.ListModelMixin, mixins.RetrieveModelMixin, Gener
     def _shown(self, slug: str, code: int = status.HTTP_200_OK) -> Response:
         fresh = access.find_visible(self._by(), slug)
         return Response(self.get_serializer(fresh).data, status=code)
-
-    def _valid(self, request: Request) -> dict[str, Any]:
-        serializer = self.get_serializer(data=request.data)
-        serializer.is_valid(raise_exception=True)
-        return cast("dict[str, Any]", serializer.validated_data)
 
     def _by(self) -> User:
         return person(self.request)
@@ -261,10 +255,8 @@ class InstanceViewSet(ReadOnlyModelViewSet[Instance]):
     @action(detail=True, filterset_class=None, serializer_class=ChangeSerializer)
     def timeline(self, request: Request, pk: str) -> Response:
         """The newest first."""
-        assert self.paginator is not None
         changes = InstanceChange.objects.filter(instance=self.get_object())
-        page = self.paginator.paginate_queryset(changes, request, self) or []
-        return self.paginator.get_paginated_response(ChangeSerializer(page, many=True).data)
+        return page_of(self, changes, ChangeSerializer)
 
 
 class NodeViewSet(ReadOnlyModelViewSet[Node]):
@@ -285,9 +277,8 @@ class NodeViewSet(ReadOnlyModelViewSet[Node]):
     def partial_update(self, request: Request, name: str) -> Response:
         """Only those that are given."""
         node = self.get_object()
-        serializer = self.get_serializer(node, data=request.data, partial=True)
-        serializer.is_valid(raise_exception=True)
-        node_actions.change(node, by=person(request), **serializer.validated_data)
+        said = valid(self.get_serializer(node, data=request.data, partial=True))
+        node_actions.change(node, by=person(request), **said)
         return Response(self.get_serializer(self.get_object()).data)
 
     @extend_schema(summary="Forget a silent machine")
@@ -349,7 +340,10 @@ class ConfigView(APIView):
 @contextmanager
 def _perhaps_dry(request: Request) -> Iterator[None]:
     """With `?dry_run=true` everything is done and undone: nothing is written, announced or started."""
+    said = request.query_params.get("dry_run", "false")
+    if said not in {"true", "false"}:
+        raise InvalidInput("This is true or false.", param="dry_run")
     with transaction.atomic():
         yield
-        if request.query_params.get("dry_run", "").lower() in {"1", "true"}:
+        if said == "true":
             transaction.set_rollback(True)

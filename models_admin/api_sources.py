@@ -9,6 +9,7 @@ from rest_framework.response import Response
 from rest_framework.viewsets import ReadOnlyModelViewSet
 
 from accounts.access import person
+from llamaproj.rest import valid
 from models_admin import access
 from models_admin.api import ManagersOnly
 from models_admin.external import actions as external_actions
@@ -41,9 +42,8 @@ class DownloadViewSet(ReadOnlyModelViewSet[Download]):
     )
     def create(self, request: Request) -> Response:
         """Asking twice is asking once."""
-        asked = AskedDownloadSerializer(data=request.data)
-        asked.is_valid(raise_exception=True)
-        download = download_actions.ask(by=person(request), **asked.validated_data)
+        said = valid(AskedDownloadSerializer(data=request.data))
+        download = download_actions.ask(by=person(request), **said)
         return Response(self.get_serializer(download).data, status=status.HTTP_202_ACCEPTED)
 
     @extend_schema(summary="Cancel", request=None, responses=DownloadSerializer)
@@ -75,9 +75,7 @@ class ExternalServerViewSet(mixins.DestroyModelMixin, ReadOnlyModelViewSet[Exter
     @transaction.atomic
     def create(self, request: Request) -> Response:
         """It is asked at once for its models."""
-        serializer = self.get_serializer(data=request.data)
-        serializer.is_valid(raise_exception=True)
-        fields = serializer.validated_data
+        fields = valid(self.get_serializer(data=request.data))
         enabled = fields.pop("enabled", True)
         server = external_actions.add(by=person(request), **fields)
         if not enabled:
@@ -90,9 +88,7 @@ class ExternalServerViewSet(mixins.DestroyModelMixin, ReadOnlyModelViewSet[Exter
     def partial_update(self, request: Request, pk: int) -> Response:
         """A key that isn't given stays, unless the address becomes another server's."""
         server = self.get_object()
-        serializer = self.get_serializer(server, data=request.data, partial=True)
-        serializer.is_valid(raise_exception=True)
-        fields = serializer.validated_data
+        fields = valid(self.get_serializer(server, data=request.data, partial=True))
         enabled = fields.pop("enabled", None)
         known = {"name": server.name, "base_url": server.base_url}
         external_actions.change(server, by=person(request), **known | fields)
@@ -120,9 +116,7 @@ class ExternalServerViewSet(mixins.DestroyModelMixin, ReadOnlyModelViewSet[Exter
     @action(detail=True, methods=["post"])
     def serve(self, request: Request, pk: int) -> Response:
         """409 where it is served already, or isn't offered."""
-        asked = ServedElsewhereSerializer(data=request.data)
-        asked.is_valid(raise_exception=True)
-        fields = asked.validated_data
+        fields = valid(ServedElsewhereSerializer(data=request.data))
         by = person(request)
         served = external_actions.serve(self.get_object(), fields.pop("model"), by=by, **fields)
         shown = ServedModelSerializer(access.find_visible(by, served.slug))

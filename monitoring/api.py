@@ -9,6 +9,7 @@ from rest_framework.response import Response
 from rest_framework.views import APIView
 
 from llamaproj.errors import NotFound
+from llamaproj.rest import valid
 from models_admin.api import ManagersOnly
 from models_admin.models import Instance, Node
 from monitoring import history
@@ -26,9 +27,7 @@ class MetricsView(APIView):
     )
     def get(self, request: Request) -> Response:
         """Kept for a day. 404 while there is no machine."""
-        asked = AskedMetricsSerializer(data=request.query_params)
-        asked.is_valid(raise_exception=True)
-        wanted = asked.validated_data
+        wanted = valid(AskedMetricsSerializer(data=request.query_params))
         node = wanted.get("node") or Node.objects.order_by(F("last_seen").desc(nulls_last=True)).first()
         if node is None:
             raise NotFound("There is no machine yet.")

@@ -50,8 +50,8 @@ OWNER = """
     c/<uuid:pk>/ c/<uuid:pk>/delete/ c/<uuid:pk>/rename/ c/<uuid:pk>/retry/<uuid:message>/ c/<uuid:pk>/send/
     c/<uuid:pk>/stop/ c/<uuid:pk>/share/
     api/v1/conversations/<uuid:pk>/ api/v1/conversations/<uuid:pk>/export/
-    api/v1/conversations/<uuid:pk>/messages/ api/v1/generations/<uuid:pk>/ api/v1/generations/<uuid:pk>/retry/
-    api/v1/generations/<uuid:pk>/stop/
+    api/v1/conversations/<uuid:pk>/messages/ api/v1/conversations/<uuid:pk>/share/
+    api/v1/generations/<uuid:pk>/ api/v1/generations/<uuid:pk>/retry/ api/v1/generations/<uuid:pk>/stop/
 """
 MANAGER = """
     teams/<int:pk>/ teams/<int:pk>/delete/ teams/<int:pk>/edit/ teams/<int:pk>/invite/ teams/<int:pk>/members/

@@ -13,6 +13,7 @@ from accounts.models import User
 from accounts.people import actions
 from accounts.people.filters import PersonFilter
 from accounts.people.serializers import MeSerializer, PersonSerializer
+from llamaproj.rest import valid
 
 
 class AdministratorsOnly(BasePermission):
@@ -34,9 +35,8 @@ class MeView(APIView):
     @extend_schema(summary="Change one's name", request=MeSerializer(partial=True), responses=MeSerializer)
     def patch(self, request: Request) -> Response:
         """Only what is given."""
-        serializer = MeSerializer(person(request), data=request.data, partial=True)
-        serializer.is_valid(raise_exception=True)
-        changed = actions.change(person(request), by=person(request), **serializer.validated_data)
+        said = valid(MeSerializer(person(request), data=request.data, partial=True))
+        changed = actions.change(person(request), by=person(request), **said)
         return Response(MeSerializer(changed).data)
 
 
@@ -54,18 +54,16 @@ class PersonViewSet(ReadOnlyModelViewSet[User]):
     @extend_schema(summary="Add a person")
     def create(self, request: Request) -> Response:
         """Without a password nobody signs in until there is one. 409 where name or address is taken."""
-        serializer = self.get_serializer(data=request.data)
-        serializer.is_valid(raise_exception=True)
-        added = actions.add(by=person(request), **serializer.validated_data)
+        said = valid(self.get_serializer(data=request.data))
+        added = actions.add(by=person(request), **said)
         return Response(self.get_serializer(added).data, status=status.HTTP_201_CREATED)
 
     @extend_schema(summary="Change a person")
     def partial_update(self, request: Request, pk: int) -> Response:
         """Only what is given. 409 for one's own rights, and those of the last administrator."""
         found = self.get_object()
-        serializer = self.get_serializer(found, data=request.data, partial=True)
-        serializer.is_valid(raise_exception=True)
-        changed = actions.change(found, by=person(request), **serializer.validated_data)
+        said = valid(self.get_serializer(found, data=request.data, partial=True))
+        changed = actions.change(found, by=person(request), **said)
         return Response(self.get_serializer(changed).data)
 
     @extend_schema(summary="Remove a person")

@@ -25,6 +25,8 @@ from accounts.teams.serializers import (
     TeamSerializer,
 )
 from llamaproj.errors import InvalidInput
+from llamaproj.rest import valid
+from llamaproj.rest_lists import page_of
 
 
 @extend_schema_view(
@@ -47,18 +49,16 @@ class TeamViewSet(ReadOnlyModelViewSet[Team]):
     @extend_schema(summary="Make a team", responses={201: TeamSerializer})
     def create(self, request: Request) -> Response:
         """Staff. 409 for a name that is taken."""
-        serializer = self.get_serializer(data=request.data)
-        serializer.is_valid(raise_exception=True)
-        made = actions.create(by=person(request), **serializer.validated_data)
+        said = valid(self.get_serializer(data=request.data))
+        made = actions.create(by=person(request), **said)
         return Response(self.get_serializer(made).data, status=status.HTTP_201_CREATED)
 
     @extend_schema(summary="Rename and weigh")
     def partial_update(self, request: Request, pk: int) -> Response:
         """The name: owners and staff; the weight: staff."""
         found = self.get_object()
-        serializer = self.get_serializer(found, data=request.data, partial=True)
-        serializer.is_valid(raise_exception=True)
-        actions.change(found, by=person(request), **serializer.validated_data)
+        said = valid(self.get_serializer(found, data=request.data, partial=True))
+        actions.change(found, by=person(request), **said)
         return Response(self.get_serializer(found).data)
 
     @extend_schema(summary="Delete")
@@ -71,19 +71,15 @@ class TeamViewSet(ReadOnlyModelViewSet[Team]):
     @action(detail=True, search_fields=None, ordering_fields=None)
     def members(self, request: Request, pk: int) -> Response:
         """For whoever sees the team."""
-        assert self.paginator is not None
         rows = self.get_object().memberships.select_related("user").order_by("user__username")
-        page = self.paginator.paginate_queryset(rows, request, self) or []
-        return self.paginator.get_paginated_response(MemberSerializer(page, many=True).data)
+        return page_of(self, rows, MemberSerializer)
 
     @extend_schema(summary="Take somebody in", request=NewMemberSerializer, responses={201: MemberSerializer})
     @members.mapping.post
     def add_member(self, request: Request, pk: int) -> Response:
         """Staff; others invite by link. Twice is once."""
         found = self.get_object()
-        asked = NewMemberSerializer(data=request.data)
-        asked.is_valid(raise_exception=True)
-        by, said = person(request), asked.validated_data
+        by, said = person(request), valid(NewMemberSerializer(data=request.data))
         access.demand_staff(by)
         user = User.objects.filter(username=said["username"], is_active=True).first()
         if user is None:
@@ -96,9 +92,8 @@ class TeamViewSet(ReadOnlyModelViewSet[Team]):
     def member(self, request: Request, pk: int, username: str) -> Response:
         """Managers; owners are made and unmade by owners. 409 for the last owner."""
         member = self._member(username)
-        asked = RoleSerializer(data=request.data)
-        asked.is_valid(raise_exception=True)
-        actions.set_role(member, asked.validated_data["role"], by=person(request))
+        said = valid(RoleSerializer(data=request.data))
+        actions.set_role(member, said["role"], by=person(request))
         return Response(MemberSerializer(member).data)
 
     @extend_schema(summary="End a membership")
@@ -153,9 +148,8 @@ class InvitationViewSet(mixins.ListModelMixin, mixins.RetrieveModelMixin, Generi
     )
     def create(self, request: Request) -> Response:
         """The link is in this answer and never again."""
-        asked = NewInvitationSerializer(data=request.data, context={"request": request})
-        asked.is_valid(raise_exception=True)
-        invitation, token = invitations.invite(by=person(request), **asked.validated_data)
+        said = valid(NewInvitationSerializer(data=request.data, context={"request": request}))
+        invitation, token = invitations.invite(by=person(request), **said)
         link = request.build_absolute_uri(reverse("join", args=[token]))
         shown = MadeInvitationSerializer(invitation, context={"link": link})
         return Response(shown.data, status=status.HTTP_201_CREATED)

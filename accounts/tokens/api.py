@@ -11,7 +11,7 @@ from rest_framework.views import APIView
 
 from accounts.tokens import tokens
 from accounts.tokens.tokens import Tokens
-from llamaproj.rest import Strict
+from llamaproj.rest import Strict, valid
 
 
 class SignInSerializer(Strict):
@@ -44,9 +44,7 @@ class _Open(APIView):
 
     def asked(self, serializer: type[Strict]) -> dict[str, Any]:
         """What the body says. Raises `ValidationError`."""
-        found = serializer(data=self.request.data)
-        found.is_valid(raise_exception=True)
-        return dict(found.validated_data)
+        return valid(serializer(data=self.request.data))
 
     def get_authenticate_header(self, request: Request) -> str:
         """What the answer 401 asks for."""

@@ -11,6 +11,7 @@ from accounts.access import person
 from chat.models import Prompt
 from chat.prompts import actions
 from chat.prompts.serializers import PromptSerializer
+from llamaproj.rest import valid
 
 
 @extend_schema_view(
@@ -35,19 +36,17 @@ class PromptViewSet(ReadOnlyModelViewSet[Prompt]):
     @extend_schema(summary="Keep a prompt", responses={201: PromptSerializer})
     def create(self, request: Request) -> Response:
         """For oneself, or for a team one is in."""
-        serializer = self.get_serializer(data=request.data)
-        serializer.is_valid(raise_exception=True)
-        kept = actions.save(by=person(request), **serializer.validated_data)
+        said = valid(self.get_serializer(data=request.data))
+        kept = actions.save(by=person(request), **said)
         return Response(self.get_serializer(kept).data, status=status.HTTP_201_CREATED)
 
     @extend_schema(summary="Change a prompt")
     def partial_update(self, request: Request, pk: int) -> Response:
         """One's own, or one of a team one manages."""
         found = self.get_object()
-        serializer = self.get_serializer(found, data=request.data, partial=True)
-        serializer.is_valid(raise_exception=True)
-        said = {"title": found.title, "text": found.text, "team": found.team} | serializer.validated_data
-        actions.change(found, by=person(request), **said)
+        said = valid(self.get_serializer(found, data=request.data, partial=True))
+        known = {"title": found.title, "text": found.text, "team": found.team}
+        actions.change(found, by=person(request), **known | said)
         return Response(self.get_serializer(found).data)
 
     @extend_schema(summary="Delete a prompt")

@@ -1,11 +1,10 @@
 """Prompts, as REST has them."""
 
-from typing import Any
-
 from rest_framework import serializers
 
 from accounts.models import Team
 from chat.models import Prompt
+from chat.serializers import OwnTeamField
 from llamaproj.rest import Strict
 
 
@@ -13,7 +12,7 @@ class PromptSerializer(Strict, serializers.ModelSerializer[Prompt]):
     """A prompt."""
 
     owner = serializers.CharField(source="owner.username", read_only=True)
-    team = serializers.PrimaryKeyRelatedField(
+    team = OwnTeamField(
         queryset=Team.objects.none(),
         allow_null=True,
         required=False,
@@ -24,12 +23,3 @@ class PromptSerializer(Strict, serializers.ModelSerializer[Prompt]):
         model = Prompt
         fields = ("id", "title", "text", "team", "owner", "created_at", "updated_at")
         read_only_fields = ("id", "created_at", "updated_at")
-
-    def get_fields(self) -> dict[str, Any]:
-        """Only teams one is in can be named."""
-        fields = super().get_fields()
-        request = self.context.get("request")
-        if request is not None and request.user.is_authenticated:
-            team: Any = fields["team"]
-            team.queryset = request.user.teams.all()
-        return fields

@@ -1,5 +1,7 @@
 """Admission: who may, how much, in what order, on which replica. One round trip to Valkey where nothing has to wait."""
 
+from uuid import UUID
+
 from channels.db import database_sync_to_async
 
 from gateway.admission import callers, catalog
@@ -17,6 +19,7 @@ __all__ = [
     "Waiting",
     "admit",
     "caller_of",
+    "caller_of_key",
     "caller_of_user",
     "forget",
     "leave",
@@ -36,6 +39,11 @@ async def caller_of(authorization: str, *, fresh: bool = False) -> Caller:
     if fresh:
         await gate().read_versions()
     return await callers.caller_of(authorization, gate().rights)
+
+
+async def caller_of_key(pk: UUID) -> Caller:
+    """The holder of a key that was shown before. Raises `NotAuthenticated` for one that isn't valid any more."""
+    return await callers.caller_of_key(pk, gate().rights)
 
 
 async def caller_of_user(user_pk: int) -> Caller:

@@ -82,6 +82,11 @@ async def caller_of(authorization: str, version: str) -> Caller:
     return await _find(ApiKey.digest_of(key), version)
 
 
+async def caller_of_key(pk: UUID, version: str) -> Caller:
+    """The holder of a key that was shown before. Raises `NotAuthenticated` for one that isn't valid any more."""
+    return await _find(f"key {pk}", version)
+
+
 async def caller_of_user(user_pk: int, version: str) -> Caller:
     """A person in the chat. Raises `NotAuthenticated` for one who may not sign in any more."""
     return await _find(f"user {user_pk}", version)
@@ -127,7 +132,9 @@ def _read(digest: str, version: str) -> Caller:
         if user is None:
             raise NotAuthenticated
         return _caller(user, version, digest, weight=_weight(Team.objects.filter(members=user)))
-    key = ApiKey.objects.usable(timezone.now()).select_related("user", "team").filter(digest=digest).first()
+    usable = ApiKey.objects.usable(timezone.now()).select_related("user", "team")
+    kind, _, pk = digest.partition(" ")
+    key = (usable.filter(pk=pk) if kind == "key" else usable.filter(digest=digest)).first()
     if key is None:
         raise NotAuthenticated("This API key isn't valid, or was revoked, or has expired.")
     return _caller(

@@ -13,6 +13,7 @@ from accounts.people.api import AdministratorsOnly
 from gateway.limits import actions, use
 from gateway.limits.serializers import LimitSerializer, NumbersSerializer, OwnLimitSerializer, all_limits
 from gateway.models import Limit
+from llamaproj.rest import valid
 
 
 class LimitFilter(filters.FilterSet):
@@ -50,9 +51,8 @@ class LimitViewSet(mixins.ListModelMixin, mixins.RetrieveModelMixin, GenericView
     def partial_update(self, request: Request, pk: int) -> Response:
         """Only the numbers that are given; null is no limit."""
         limit = self.get_object()
-        asked = NumbersSerializer(data=request.data, partial=True)
-        asked.is_valid(raise_exception=True)
-        changed = actions.change_limit(limit, by=person(request), **asked.validated_data)
+        said = valid(NumbersSerializer(data=request.data, partial=True))
+        changed = actions.change_limit(limit, by=person(request), **said)
         return Response(LimitSerializer(changed).data)
 
     @extend_schema(summary="Remove a limit")

@@ -9,8 +9,11 @@ from typing import Any
 
 import orjson
 import structlog
+from channels.db import database_sync_to_async
 from django.conf import settings
+from django.utils import timezone
 
+from accounts import keys
 from accounts.models import ApiKey
 from gateway import admission, completion
 from gateway.admission import Caller
@@ -118,6 +121,9 @@ async def _caller(exchange: Exchange, *, fresh: bool = False) -> Caller:
 async def _show_models(exchange: Exchange) -> None:
     """`GET /v1/models` and `/v1/models/<slug>`: those the key may use."""
     caller = await _caller(exchange, fresh=True)
+    if caller.api_key_pk is not None:
+        # What models answer leaves a record, which says it; this leaves none.
+        await database_sync_to_async(keys.used)({caller.api_key_pk: timezone.now()})
     models = await admission.models_of(caller)
     slug = exchange.path[len(_MODELS) + 1 :]
     found: dict[str, Any]

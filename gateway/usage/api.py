@@ -15,7 +15,6 @@ from drf_spectacular.utils import OpenApiExample, OpenApiParameter, extend_schem
 from rest_framework import mixins, status
 from rest_framework.generics import GenericAPIView
 from rest_framework.pagination import CursorPagination
-from rest_framework.permissions import BasePermission
 from rest_framework.request import Request
 from rest_framework.response import Response
 from rest_framework.views import APIView
@@ -23,6 +22,7 @@ from rest_framework.viewsets import GenericViewSet, ReadOnlyModelViewSet
 
 from accounts.access import person
 from accounts.models import ApiKey, Team, User
+from accounts.people.api import AdministratorsOnly
 from gateway.models import Price, UsageConfig, UsageHour, UsageRecord
 from gateway.usage import actions, prices
 from gateway.usage.filters import HourFilter, RecordFilter
@@ -35,6 +35,7 @@ from gateway.usage.serializers import (
     UsageConfigSerializer,
 )
 from llamaproj.errors import InvalidInput
+from llamaproj.rest import valid
 from llamaproj.rest_lists import Pages
 from models_admin.models import ServedModel
 
@@ -69,14 +70,6 @@ _EXAMPLE = {
     "cost": "0.600000",
     "currency": "EUR",
 }
-
-
-class AdministratorsOnly(BasePermission):
-    """Those who run the portal."""
-
-    def has_permission(self, request: Request, view: APIView) -> bool:
-        """Staff."""
-        return isinstance(request.user, User) and request.user.is_staff
 
 
 class RecordPages(CursorPagination):
@@ -164,9 +157,8 @@ class PriceViewSet(mixins.ListModelMixin, mixins.RetrieveModelMixin, GenericView
     def update(self, request: Request, slug: str) -> Response:
         """Asking twice is asking once."""
         served = get_object_or_404(ServedModel, slug=slug)
-        asked = PriceSerializer(data=request.data)
-        asked.is_valid(raise_exception=True)
-        price = actions.set_price(served, by=person(request), **asked.validated_data)
+        said = valid(PriceSerializer(data=request.data))
+        price = actions.set_price(served, by=person(request), **said)
         return Response(PriceSerializer(price).data)
 
     @extend_schema(summary="Say no price any more")
@@ -193,9 +185,8 @@ class UsageConfigView(APIView):
     )
     def patch(self, request: Request) -> Response:
         """Only those that are given."""
-        asked = UsageConfigSerializer(UsageConfig.current(), data=request.data, partial=True)
-        asked.is_valid(raise_exception=True)
-        config = actions.change_config(by=person(request), **asked.validated_data)
+        said = valid(UsageConfigSerializer(UsageConfig.current(), data=request.data, partial=True))
+        config = actions.change_config(by=person(request), **said)
         return Response(UsageConfigSerializer(config).data)
 
 

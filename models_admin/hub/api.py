@@ -5,6 +5,7 @@ from rest_framework.request import Request
 from rest_framework.response import Response
 from rest_framework.views import APIView
 
+from llamaproj.rest import valid
 from models_admin.api import ManagersOnly
 from models_admin.hub import fragments, hub
 from models_admin.hub.serializers import (
@@ -26,9 +27,8 @@ class SearchView(APIView):
     )
     def get(self, request: Request) -> Response:
         """Those most often downloaded first. 503 where the hub can't be reached."""
-        asked = AskedSearchSerializer(data=request.query_params)
-        asked.is_valid(raise_exception=True)
-        return Response(FoundSerializer(hub.search(asked.validated_data["q"]), many=True).data)
+        said = valid(AskedSearchSerializer(data=request.query_params))
+        return Response(FoundSerializer(hub.search(said["q"]), many=True).data)
 
 
 class RepositoryView(APIView):
@@ -43,9 +43,8 @@ class RepositoryView(APIView):
     )
     def get(self, request: Request) -> Response:
         """Its models, and whether they would fit on each machine. 404 where the hub doesn't know it."""
-        asked = AskedRepositorySerializer(data=request.query_params)
-        asked.is_valid(raise_exception=True)
-        found = hub.look(asked.validated_data["name"], asked.validated_data["revision"])
+        said = valid(AskedRepositorySerializer(data=request.query_params))
+        found = hub.look(said["name"], said["revision"])
         models = fragments.offers_of(found, list(Node.objects.alive()), PortalConfig.current())
         shown = {
             "name": found.name,

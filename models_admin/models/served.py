@@ -6,7 +6,7 @@ from django.core.validators import MaxValueValidator, MinValueValidator
 from django.db import models
 from django.utils import timezone
 
-from accounts.models import Team, User
+from accounts.models import ApiKey, Team, User
 from models_admin.models.external import ExternalServer
 from models_admin.models.file import ModelFile
 from models_admin.models.node import check_texts
@@ -21,6 +21,13 @@ class ServedModelQuerySet(models.QuerySet["ServedModel"]):
         if user.is_staff:
             return self
         return self.filter(models.Q(teams__isnull=True) | models.Q(teams__members=user)).distinct()
+
+    def usable_by(self, user: User, key: ApiKey | None = None) -> "ServedModelQuerySet":
+        """Those the person may use; with a key only what it opens, a team's key what the team may use."""
+        found = self.visible_to(user)
+        if key is not None and key.team_id is not None:
+            found = self.filter(models.Q(teams__isnull=True) | models.Q(teams=key.team_id)).distinct()
+        return found.filter(slug__in=key.model_slugs) if key is not None and key.model_slugs else found
 
     def manageable_by(self, user: User) -> "ServedModelQuerySet":
         """Those the person may start, stop and change."""

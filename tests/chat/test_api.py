@@ -9,7 +9,7 @@ import pytest
 from django.db import connection
 from django.test import Client
 
-from accounts.models import User
+from accounts.models import Membership, Team, User
 from chat import actions, search
 from chat.models import Conversation, Generation, Message
 from chat.states import MessageStatus
@@ -170,6 +170,30 @@ def test_conversations_are_their_owners_alone(begun: Conversation) -> None:
     assert not Generation.objects.get().stop_requested
 
 
+def test_a_conversation_is_shared_with_a_team_of_its_owner(ada: User, begun: Conversation) -> None:
+    ben = User.objects.create_user("ben")
+    lab, other = Team.objects.create(name="Lab"), Team.objects.create(name="Other")
+    for who in (ada, ben):
+        Membership.objects.create(team=lab, user=who)
+    path = f"conversations/{begun.pk}/"
+
+    for _ in range(2):
+        assert call(ada, "put", path + "share/", {"team": lab.pk}).json()["shared_with"] == lab.pk
+    assert call(ben, "get", path).json()["shared_with"] == lab.pk
+    for method in ("put", "delete"):
+        refused(call(ben, method, path + "share/", {"team": lab.pk}), HTTPStatus.NOT_FOUND, "not_found")
+    for team in (other.pk, 0, None):
+        refused(
+            call(ada, "put", path + "share/", {"team": team}),
+            HTTPStatus.BAD_REQUEST,
+            "invalid_request",
+            "team",
+        )
+    for _ in range(2):
+        assert call(ada, "delete", path + "share/").status_code == HTTPStatus.NO_CONTENT
+    refused(call(ben, "get", path), HTTPStatus.NOT_FOUND, "not_found")
+
+
 @pytest.mark.parametrize(
     ("param", "body"),
     [
@@ -254,7 +278,13 @@ def test_lists_need_a_bounded_number_of_queries(
 @pytest.mark.portal
 def test_a_program_talks_through_rest(portal: Portal) -> None:
     key = portal.manage(
-        "apikey", "create", "--user", portal.username, "--name", "rest", "--scope", "read", "--scope", "write"
+        "apikey",
+        "create",
+        "--user",
+        portal.username,
+        "--name",
+        "rest",
+        *(part for scope in ("inference", "read", "write") for part in ("--scope", scope)),
     ).split()[-1]
     with httpx.Client(
         base_url=portal.base_url + "/api/v1/", headers={"authorization": f"Bearer {key}"}, timeout=30

@@ -8,7 +8,7 @@ import pytest
 from channels.db import database_sync_to_async
 
 from accounts import key_actions
-from accounts.models import Team, User
+from accounts.models import ApiKey, Team, User
 from gateway import admission
 from gateway.models import UsageRecord
 from gateway.upstream import close_session
@@ -205,6 +205,12 @@ async def test_the_models_one_may_use_are_listed(served, api):
 
     assert [one["id"] for one in listed["data"]] == ["fake"]
     assert (await api.get("/v1/models/fake")).json()["id"] == "fake"
+
+
+async def test_a_key_shows_that_it_asked_for_models(served, api, user):
+    await api.get("/v1/models")
+
+    assert (await ApiKey.objects.aget()).last_used_at is not None
 
 
 async def test_unknown_endpoints_and_methods_are_openai_errors(served, api):

@@ -613,7 +613,7 @@ def test_the_portals_configuration(staff: Client, ready: Instance) -> None:
     assert call(staff, "patch", "config/", {"slots": 8}).json()["threads"] == 4
     replaced = call(staff, "put", "config/", {"slots": 8}).json()
     assert (replaced["threads"], replaced["slots"], replaced["idle_timeout_s"]) == (None, 8, 900)
-    dry = call(staff, "patch", "config/?dry_run=1", {"threads": 9}).json()
+    dry = call(staff, "patch", "config/?dry_run=true", {"threads": 9}).json()
     assert dry["outdated"] == [{"model": "fake-model", "replicas": 1}]
     assert PortalConfig.current().threads is None
     for param, value in (("threads", 0), ("ubatch_tokens", 4096), ("idle_timeout_s", 0), ("nonsense", 1)):
