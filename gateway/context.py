@@ -5,17 +5,17 @@ from typing import Any
 import aiohttp
 import orjson
 
+from gateway import prompt
 from gateway.errors import ContextExceeded
-from gateway.prompt import size_of
 from gateway.replica import Replica
 from gateway.upstream import dumps, session
 
 _COUNTED_IN = aiohttp.ClientTimeout(total=30.0)
-_LENGTHS = ("max_completion_tokens", "max_tokens", "n_predict")
 # How llama-server counts a prompt: the path, and the fields that it needs.
 _COUNTERS = {
     "chat/completions": "/v1/chat/completions/input_tokens",
     "completions": "/tokenize",
+    "responses": "/v1/responses/input_tokens",
 }
 
 
@@ -26,15 +26,20 @@ async def fit(replica: Replica, endpoint: str, body: dict[str, Any], most_tokens
     """
     counted = await _count(replica, endpoint, body)
     if counted is None:
-        counted = size_of(endpoint, body).prompt_tokens
+        counted = prompt.size_of(endpoint, body).prompt_tokens
         if counted <= most_tokens * 2:
             counted = min(counted, most_tokens - 1)
     if counted >= most_tokens:
         raise ContextExceeded(counted, most_tokens)
-    name = next((name for name in _LENGTHS if isinstance(body.get(name), int)), "max_tokens")
-    stated = body.get(name)
     room = most_tokens - counted
-    body[name] = min(stated, room) if isinstance(stated, int) and stated >= 0 else room
+    for name in prompt.LENGTHS:
+        said = prompt.length_of(body.get(name))
+        if said is not None:
+            body[name] = min(said, room) if said >= 0 else room
+    # One of them is the endpoint's own, and known to everybody.
+    own = "max_output_tokens" if endpoint == "responses" else "max_tokens"
+    if body.get(own) is None and (own != "max_tokens" or body.get("max_completion_tokens") is None):
+        body[own] = room
 
 
 async def _count(replica: Replica, endpoint: str, body: dict[str, Any]) -> int | None:

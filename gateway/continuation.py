@@ -9,14 +9,13 @@ from typing import Any
 
 import orjson
 
-from gateway import dialect, sse
+from gateway import dialect, prompt, sse
 
 # What is kept of one stream, at most: its text, and the events that nobody has looked into yet.
 _MOST_CHARS = 256 * 1024
 _UNREAD_BYTES = 8 * 1024
 # Replicas lost in a row without a new token between them.
 _MOST_FRUITLESS = 3
-_LENGTHS = ("max_tokens", "max_completion_tokens", "n_predict")
 # A request with one of these asks for more than text.
 _MORE_THAN_TEXT = (
     "tools",
@@ -71,18 +70,17 @@ class Continuation:
         body = dict(self._body)
         if text := "".join(self._texts):
             body["messages"] = _with_beginning(body["messages"], text)
-        for name in _LENGTHS:
-            most = body.get(name)
-            if isinstance(most, int) and most > 0:
+        for name in prompt.LENGTHS:
+            most = prompt.length_of(body.get(name))
+            if most is not None and most > 0:
                 body[name] = max(1, most - self.tokens)
         return body
 
     @property
     def is_full(self) -> bool:
         """Whether the answer has its whole length already."""
-        return any(
-            isinstance(most := self._body.get(name), int) and 0 < most <= self.tokens for name in _LENGTHS
-        )
+        most = prompt.longest_answer(self._body)
+        return most is not None and 0 < most <= self.tokens
 
     def last_events(self) -> bytes:
         """The end of an answer whose replica died just before it could say so."""

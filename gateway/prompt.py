@@ -11,7 +11,10 @@ import orjson
 _BYTES_PER_TOKEN = 4
 _TOKENS_PER_MESSAGE = 4
 _OPENING_BYTES = 4096
-_LENGTHS = ("max_completion_tokens", "max_tokens", "max_output_tokens", "n_predict")
+# What an answer's length is called; which of several an engine follows is its own affair.
+LENGTHS = ("max_completion_tokens", "max_tokens", "max_output_tokens", "n_predict")
+# More than any answer has: numbers beyond it are as good as this one.
+_MOST_TOKENS = 2**31 - 1
 # These read and write nothing more.
 _SILENT = frozenset({"embeddings", "rerank", "tokenize", "apply-template"})
 
@@ -31,7 +34,7 @@ def size_of(endpoint: str, body: Mapping[str, Any]) -> Size:
     prompt_bytes = sum(len(text.encode(errors="replace")) for text in _texts(body))
     turns = len(messages) if isinstance(messages, list) else 0
     tokens = prompt_bytes // _BYTES_PER_TOKEN + _TOKENS_PER_MESSAGE * turns
-    return Size(prompt_bytes, tokens, 0 if endpoint in _SILENT else _most(body))
+    return Size(prompt_bytes, tokens, 0 if endpoint in _SILENT else longest_answer(body))
 
 
 def thread_of(body: Mapping[str, Any]) -> str:
@@ -47,13 +50,20 @@ def thread_of(body: Mapping[str, Any]) -> str:
     return hashlib.blake2b(said[:_OPENING_BYTES], digest_size=12).hexdigest()
 
 
-def _most(body: Mapping[str, Any]) -> int | None:
-    for name in _LENGTHS:
-        value = body.get(name)
-        if isinstance(value, int) and not isinstance(value, bool) and value >= 0:
-            choices = body.get("n")
-            return value * (choices if isinstance(choices, int) and choices > 0 else 1)
-    return None
+def length_of(value: object) -> int | None:
+    """A number of tokens as engines read it: without its fraction, less than 0 for no end. None for what is none."""
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return None
+    return int(max(-1, min(value, _MOST_TOKENS)))
+
+
+def longest_answer(body: Mapping[str, Any]) -> int | None:
+    """What the answer may be at most, all its choices together; None where nothing ends it."""
+    said = [most for name in LENGTHS if (most := length_of(body.get(name))) is not None]
+    if not said or min(said) < 0:
+        return None
+    choices = body.get("n")
+    return min(max(said) * (choices if isinstance(choices, int) and choices > 0 else 1), _MOST_TOKENS)
 
 
 def _texts(body: Mapping[str, Any]) -> Iterator[str]:
