@@ -12,17 +12,30 @@ pytestmark = [pytest.mark.portal]
 PAGES = [
     "/",
     "/c/",
+    "/c/shared/",
     "/dashboard/",
     "/models/",
+    "/models/config/",
+    "/models/downloads/",
+    "/models/external/",
+    "/models/external/add/",
     "/models/nodes/",
     "/usage/",
+    "/usage/all/",
     "/usage/settings/",
+    "/prompts/",
+    "/prompts/new/",
+    "/teams/",
+    "/audit/",
     "/settings/",
     "/settings/keys/",
     "/settings/keys/new/",
     "/settings/limits/",
+    "/settings/limits/all/",
     "/settings/limits/all/add/",
     "/settings/sessions/",
+    "/settings/security/",
+    "/accounts/2fa/",
     "/accounts/password/change/",
     "/accounts/logout/",
     "/nowhere/",
@@ -164,3 +177,56 @@ def test_a_message_is_sent_without_scripts(browser, portal, signed_in):
         stop.click()
     expect(page.locator('article[data-role="assistant"]')).to_have_count(1)
     context.close()
+
+
+def test_a_lost_network_and_a_broken_answer_are_said_and_the_page_stays(signed_in):
+    page = signed_in
+    page.goto("/dashboard/")
+    said, hour = page.locator("#failure"), page.locator("#statistics").get_by_role("link", name="1 h")
+    address = "**/monitoring/statistics/**"
+
+    page.route(address, lambda route: route.abort())
+    hour.click()
+    expect(said).to_contain_text("doesn't answer")
+    expect(page.locator("#statistics h2")).to_have_text("API requests")
+
+    page.unroute(address)
+    hour.click()
+    expect(said).to_be_hidden()
+
+    words = "The portal made a mistake."
+    page.route(address, lambda route: route.fulfill(status=500, body=f'<p class="lede">{words}</p>'))
+    hour.click()
+    expect(said).to_contain_text(words)
+    expect(page.locator("#statistics h2")).to_have_text("API requests")
+    said.get_by_role("button", name="Close").click()
+    expect(said).to_be_hidden()
+
+
+def test_whoever_was_signed_out_meanwhile_is_led_to_the_entrance(signed_in):
+    page = signed_in
+    page.goto("/dashboard/")
+    page.context.clear_cookies()
+    page.locator("#statistics").get_by_role("link", name="1 h").click()
+
+    page.wait_for_url("**/accounts/login/?next=/dashboard/")
+
+
+def test_a_form_is_sent_once_and_shows_that_it_is(signed_in):
+    page = signed_in
+    page.goto("/prompts/new/")
+    sent = []
+
+    def answer_nothing(route):
+        sent.append(route.request.method)
+        route.fulfill(status=204)
+
+    page.route("**/prompts/new/", answer_nothing)
+    page.get_by_role("textbox", name="Title").fill("Minutes of a meeting")
+    page.get_by_role("textbox", name="Prompt", exact=True).fill("Decisions first.")
+    save = page.get_by_role("button", name="Save")
+    save.click()
+    save.click()
+
+    expect(save).to_have_attribute("aria-busy", "true")
+    assert sent == ["POST"]

@@ -1,5 +1,6 @@
-// The frame: theme switch, folding sidebar, drawer on narrow screens, menus and the conversation dialogs.
+// The frame: theme switch, folding sidebar, drawer on narrow screens, menus, the conversation dialogs, forms being sent.
 
+import "./failures.js";
 import "./live.js";
 
 const root = document.documentElement;
@@ -116,3 +117,22 @@ document.addEventListener("click", (event) => {
     event.target.closest("dialog").close();
   }
 });
+
+// A form that is being sent says so, and is sent once. Heard last: what a script sends, or asks about first, is not meant.
+
+const SENT_FOR_MS = 10_000;
+
+function settle(form) {
+  delete form.dataset.sent;
+  for (const button of form.querySelectorAll("[aria-busy]")) button.removeAttribute("aria-busy");
+}
+
+addEventListener("submit", (event) => {
+  const form = event.target;
+  if (event.defaultPrevented || form.method === "dialog") return;
+  if ("sent" in form.dataset) return event.preventDefault();
+  form.dataset.sent = "";
+  event.submitter?.setAttribute("aria-busy", "true");
+  setTimeout(settle, SENT_FOR_MS, form); // its answer didn't come, or was a file
+});
+addEventListener("pageshow", () => document.querySelectorAll("form[data-sent]").forEach(settle));

@@ -10,8 +10,8 @@ const dialog = document.getElementById("confirm");
 function ask(question) {
   return new Promise((resolve) => {
     dialog.querySelector("#confirm-words").textContent = question;
-    // A question begins with its verb: Stop, Remove, Switch off.
-    dialog.querySelector("#confirm-yes").textContent = question.match(/^\S+( off\b)?/)[0];
+    // A question begins with its verb: Stop, Remove, Switch off, Sign out.
+    dialog.querySelector("#confirm-yes").textContent = question.match(/^\S+( (off|out)\b)?/)[0];
     dialog.returnValue = "no";
     dialog.addEventListener("close", () => resolve(dialog.returnValue === "yes"), { once: true });
     dialog.showModal();
@@ -24,11 +24,17 @@ document.addEventListener("htmx:confirm", (event) => {
   ask(ctx.confirm).then((yes) => (yes ? issueRequest() : dropRequest()));
 });
 
+const confirmed = new WeakSet();
+
 document.addEventListener("submit", (event) => {
   const form = event.target;
-  if (!form.dataset.confirm) return;
+  if (!form.dataset.confirm || confirmed.delete(form)) return;
   event.preventDefault();
-  ask(form.dataset.confirm).then((yes) => yes && form.submit());
+  ask(form.dataset.confirm).then((yes) => {
+    if (!yes) return;
+    confirmed.add(form);
+    form.requestSubmit(event.submitter);
+  });
 });
 
 // Durations
