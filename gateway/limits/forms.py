@@ -73,6 +73,8 @@ _GROUPS = {"user": "A person", "team": "A team", "model": "A model", "key": "An 
 def _choices() -> Any:
     if not Limit.objects.filter(**dict.fromkeys(FIELDS.values())).exists():
         yield _EVERYBODY, "Everybody without a limit of their own"
+    else:
+        yield "", "Choose one"
     for kind, group in _GROUPS.items():
         found = [(f"{kind}:{one.pk}", _label(one)) for one in _UNLIMITED[kind]()]
         if found:

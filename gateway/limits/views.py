@@ -43,8 +43,7 @@ def index(request: HttpRequest) -> HttpResponse:
         for limit in Limit.objects.select_related("user", "team", "api_key__user", "served")
     ]
     rows.sort(key=lambda row: (row[1] != "", row[1], row[2].casefold()))
-    words = [use.WORDS[name] for name in actions.NUMBERS]
-    return render(request, "limits/limits.html", {"page": "all-limits", "rows": rows, "words": words})
+    return render(request, "limits/limits.html", {"page": "all-limits", "rows": rows})
 
 
 @require_http_methods(["GET", "POST"])
@@ -102,8 +101,10 @@ def _edited(request: HttpRequest, form: NumbersForm, limit: Limit | None) -> Htt
     return render(request, "limits/edit.html", context, status=422 if form.errors else 200)
 
 
-def _numbers(limit: Limit) -> list[int | None]:
-    return [getattr(limit, name) for name in actions.NUMBERS]
+def _numbers(limit: Limit) -> list[tuple[int, str]]:
+    """Those that are set, each with its words."""
+    numbers = ((getattr(limit, name), use.WORDS[name]) for name in actions.NUMBERS)
+    return [(number, words) for number, words in numbers if number is not None]
 
 
 def _administrator(request: HttpRequest) -> User:
