@@ -248,3 +248,20 @@ class AuditEntry(models.Model):
 
     def __str__(self) -> str:
         return f"{self.by_name} {self.verb} {self.target}"
+
+    @property
+    def facts(self) -> list[tuple[str, str]]:
+        """What `detail` says, as names and words. What is empty says nothing."""
+        return [
+            (name.replace("_", " "), _in_words(value))
+            for name, value in self.detail.items()
+            if value not in ("", None, [], {})
+        ]
+
+
+def _in_words(value: object) -> str:
+    if isinstance(value, list):
+        return ", ".join(map(_in_words, value))
+    if isinstance(value, dict):
+        return ", ".join(f"{name} {_in_words(one)}" for name, one in value.items())
+    return {True: "yes", False: "no"}[value] if isinstance(value, bool) else str(value)

@@ -169,3 +169,15 @@ def test_a_changed_password_is_in_the_trail(client):
 
     entry = AuditEntry.objects.get()
     assert (entry.by, entry.verb) == (ada, "account.password_changed")
+
+
+def test_an_entry_says_its_details_in_words():
+    detail = {"fields": ["slots", "batch_tokens"], "most_uses": 1, "email": "", "key": True, "team": None}
+    said = AuditEntry(detail=detail | {"completion": {"old": "2", "new": "3"}}).facts
+
+    assert said == [
+        ("fields", "slots, batch_tokens"),
+        ("most uses", "1"),
+        ("key", "yes"),
+        ("completion", "old 2, new 3"),
+    ]
