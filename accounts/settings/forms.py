@@ -55,7 +55,6 @@ class KeyForm(forms.Form):
         required=False,
         widget=forms.DateInput(attrs={"type": "date"}),
         label="Its last day",
-        help_text="Only for “On a date”.",
     )
     priority = forms.ChoiceField(
         choices=ApiKey.Priority.choices,
