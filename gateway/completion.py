@@ -104,6 +104,7 @@ class Stream:
         self._ticket = ticket
         ticket.ask.on_revoked = self._revoke
         self._revoked: LlamaProjError | None = None
+        self._opening: asyncio.Task[None] | None = None
         self._upstream: dialect.Source | None = None
         self._first = b""
         self.meter = meter
@@ -120,6 +121,20 @@ class Stream:
 
     async def open(self, body: dict[str, Any]) -> None:
         """Connect and wait for the first events, or for the whole answer, trying other replicas while there is none."""
+        self._opening = asyncio.current_task()
+        try:
+            await self._open(body)
+        except asyncio.CancelledError:
+            if self._revoked is None or self._opening is None:
+                raise
+            self._opening.uncancel()
+            raise self._revoked from None
+        finally:
+            self._opening = None
+
+    async def _open(self, body: dict[str, Any]) -> None:
+        if self._revoked is not None:
+            raise self._revoked
         for left in reversed(range(_TRIES)):
             self.meter.routed, self.meter.load_ms = time.monotonic(), self._ticket.load_ms
             try:
@@ -214,7 +229,10 @@ class Stream:
     def _revoke(self, error: LlamaProjError) -> None:
         """The caller has no right to it any more."""
         self._revoked = error
-        if self._upstream is not None:
+        if self._opening is not None:
+            # The first word, or a whole answer, may be long in coming; no other replica is asked for it.
+            self._opening.cancel()
+        elif self._upstream is not None:
             self._upstream.close()
 
     def close(self) -> None:
