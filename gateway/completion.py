@@ -13,7 +13,7 @@ from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from typing import Any
-from uuid import UUID
+from uuid import UUID, uuid4
 
 import structlog
 from channels.db import database_sync_to_async
@@ -274,6 +274,7 @@ async def _settle(call: Call, meter: Meter, ticket: Ticket | None) -> None:
         # Nobody, or nothing that is here: what strangers guess fills no table.
         return
     row = record.Record(
+        id=ticket.id if ticket else uuid4(),
         user=call.caller.user_pk,
         api_key=call.caller.api_key_pk,
         team=call.caller.team_pk,

@@ -11,6 +11,9 @@ from gateway.errors import UpstreamLost
 from gateway.models import UsageRecord
 from llamaproj.errors import LlamaProjError
 
+# Looking through an enumeration's values makes a list of them each time.
+_FINISHES = {finish.value: finish for finish in UsageRecord.Finish}
+
 
 def parse(payload: bytes) -> dict[str, Any]:
     """A chunk or an answer of a model's server. Raises `UpstreamLost` for what can't be one."""
@@ -82,8 +85,7 @@ class Meter:
             if isinstance(choice, dict) and (reason := choice.get("finish_reason")):
                 ends = True
                 self.finish_reason = str(reason)
-                known = reason in UsageRecord.Finish.values
-                self.finish = UsageRecord.Finish(reason) if known else UsageRecord.Finish.STOP
+                self.finish = _FINISHES.get(self.finish_reason, UsageRecord.Finish.STOP)
         timings = chunk.get("timings")
         if isinstance(timings, dict):
             self._see_timings(timings, ends=ends)

@@ -1,7 +1,8 @@
 """The client of one llama-server or external server: opens an answer and gives what comes, in whole events.
 
-Token streams go through aiohttp (docs/adr/0001-relay.md has the measurements). Closing the response closes the socket,
-and llama-server frees the slot; so whoever opens must close.
+Servers of ours are asked over the lean `wire` (docs/adr/0002-api-hot-path.md has the measurements), others over
+aiohttp, which knows TLS, proxies and what else there is between them and us. Closing an answer closes its socket, and
+llama-server frees the slot; so whoever opens must close.
 """
 
 import asyncio
@@ -15,7 +16,7 @@ import orjson
 import structlog
 from aiohttp.connector import AddrInfoType
 
-from gateway import dialect, sse
+from gateway import dialect, sse, wire
 from gateway.errors import ContextExceeded, NotSupported, UpstreamLost, UpstreamRefused
 from gateway.replica import Replica
 from llamaproj.errors import InvalidInput, LlamaProjError
@@ -26,8 +27,6 @@ log = structlog.get_logger(__name__)
 # answer that isn't streamed is silent until its end.
 _SILENCE_S, _WHOLE_S = 180.0, 1800.0
 _CONNECT_S = 3.0
-# A machine that was cut off says nothing by itself: its sockets are probed, and given up after so many seconds.
-_PROBE_AFTER_S, _PROBE_EVERY_S, _PROBES, _GIVE_UP_S = 5, 2, 3, 10
 _STREAMED = aiohttp.ClientTimeout(total=None, sock_connect=_CONNECT_S, sock_read=_SILENCE_S)
 _AS_A_WHOLE = aiohttp.ClientTimeout(total=None, sock_connect=_CONNECT_S, sock_read=_WHOLE_S)
 _AT_ONCE = aiohttp.ClientTimeout(total=5.0, sock_connect=_CONNECT_S)
@@ -70,24 +69,15 @@ def session() -> aiohttp.ClientSession:
 
 
 def _probed_socket(address: AddrInfoType) -> socket.socket:
-    """A socket that notices the silence of its peer's machine, whether it waits for an answer or for its own words to
-    arrive. Not every system has every one of these options."""
     family, kind, protocol, _, _ = address
     made = socket.socket(family, kind, protocol)
-    made.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
-    for name, value in (
-        ("TCP_KEEPIDLE", _PROBE_AFTER_S),
-        ("TCP_KEEPINTVL", _PROBE_EVERY_S),
-        ("TCP_KEEPCNT", _PROBES),
-        ("TCP_USER_TIMEOUT", _GIVE_UP_S * 1000),
-    ):
-        if hasattr(socket, name):
-            made.setsockopt(socket.IPPROTO_TCP, getattr(socket, name), value)
+    wire.probe(made)
     return made
 
 
 async def close_session() -> None:
-    """Close the running loop's client session, at the end of a process."""
+    """Close the running loop's connections, at the end of a process."""
+    await wire.close_idle()
     found = _sessions.pop(asyncio.get_running_loop(), None)
     if found is not None:
         await found.close()
@@ -96,8 +86,9 @@ async def close_session() -> None:
 class UpstreamStream:
     """An open answer, as it comes."""
 
-    def __init__(self, response: aiohttp.ClientResponse, *, by_lines: bool = False) -> None:
-        self._response = response
+    def __init__(self, answer: aiohttp.ClientResponse | wire.Answer, *, by_lines: bool = False) -> None:
+        self._answer = answer
+        self._body = answer.content if isinstance(answer, aiohttp.ClientResponse) else answer
         self._events = sse.EventBlocks(b"\n" if by_lines else b"\n\n")
         self._ended = False
         self._error: LlamaProjError | None = None
@@ -121,9 +112,9 @@ class UpstreamStream:
         """The next events, whatever they say. Raises `UpstreamLost` at the end of the stream."""
         while True:
             try:
-                data = await self._response.content.readany()
+                data = await self._body.readany()
                 block = self._events.feed(data)
-            except (aiohttp.ClientError, TimeoutError, OSError, sse.LineTooLong) as error:
+            except (aiohttp.ClientError, OSError, sse.LineTooLong) as error:
                 raise UpstreamLost(f"The model's server broke off: {type(error).__name__}.") from error
             if block:
                 return block
@@ -134,17 +125,20 @@ class UpstreamStream:
         """The body of an answer that isn't streamed. Raises `UpstreamLost`, also for one that is absurdly long."""
         body = bytearray()
         try:
-            async for data in self._response.content.iter_any():
+            while data := await self._body.readany():
                 body += data
                 if len(body) > most_bytes:
                     raise UpstreamLost("The model's server sends more than any answer is long.")
             return bytes(body)
-        except (aiohttp.ClientError, TimeoutError, OSError) as error:
+        except (aiohttp.ClientError, OSError) as error:
             raise UpstreamLost(f"The model's server broke off: {type(error).__name__}.") from error
 
     def close(self) -> None:
-        """Close the socket; whoever writes at its other end stops."""
-        self._response.close()
+        """Close the socket, whoever writes at its other end stops; an answer that has ended keeps it for the next."""
+        if self._ended and isinstance(self._answer, wire.Answer):
+            self._answer.release()
+        else:
+            self._answer.close()
 
     def _cut_at_error(self, block: bytes) -> bytes:
         """The events before the error; the error itself comes up with the next question."""
@@ -160,34 +154,43 @@ async def open_answer(replica: Replica, path: str, body: dict[str, Any], *, hops
     Raises `UpstreamLost`, `ContextExceeded`, `NotSupported` or `UpstreamRefused`; for external servers `UpstreamBusy`,
     too.
     """
-    headers = {"content-type": "application/json", "accept-encoding": "identity"}
-    if key := replica.api_key:
-        headers["authorization"] = f"Bearer {key}"
-    if replica.external is not None:
-        headers[HOPS_HEADER] = str(hops + 1)
     try:
-        response = await session().post(
-            replica.url(path),
-            data=dumps(body),
-            headers=headers,
-            # A redirect would take the request, the key and the portal wherever a stranger likes.
-            allow_redirects=False,
-            timeout=_STREAMED if body.get("stream") else _AS_A_WHOLE,
-        )
-    except (aiohttp.ClientError, TimeoutError, OSError) as error:
+        answer = await _post(replica, path, body, hops)
+    except (aiohttp.ClientError, OSError) as error:
         raise UpstreamLost(f"The model's server can't be reached: {type(error).__name__}.") from error
-    stream = UpstreamStream(response, by_lines=replica.external is not None)
-    if response.status == 200:
+    stream = UpstreamStream(answer, by_lines=replica.external is not None)
+    if answer.status == 200:
         return stream
     try:
         said = await stream.whole(_MAX_ERROR_BYTES)
     finally:
         stream.close()
     if replica.external is None:
-        raise _error_of(response.status, said)
-    if response.status in {404, 405, 501} and path not in _EVERYBODY_KNOWS:
+        raise _error_of(answer.status, said)
+    if answer.status in {404, 405, 501} and path not in _EVERYBODY_KNOWS:
         raise NotSupported
-    raise dialect.error_of(response.status, said, response.headers.get("retry-after", ""))
+    raise dialect.error_of(answer.status, said, answer.headers.get("retry-after", ""))
+
+
+async def _post(
+    replica: Replica, path: str, body: dict[str, Any], hops: int
+) -> aiohttp.ClientResponse | wire.Answer:
+    is_streamed = bool(body.get("stream"))
+    authorization = f"Bearer {replica.api_key}" if replica.api_key else ""
+    if replica.external is None:
+        silence_s = _SILENCE_S if is_streamed else _WHOLE_S
+        return await wire.post(replica.url(path), dumps(body), authorization, silence_s)
+    headers = {"content-type": "application/json", "accept-encoding": "identity", HOPS_HEADER: str(hops + 1)}
+    if authorization:
+        headers["authorization"] = authorization
+    return await session().post(
+        replica.url(path),
+        data=dumps(body),
+        headers=headers,
+        # A redirect would take the request, the key and the portal wherever a stranger likes.
+        allow_redirects=False,
+        timeout=_STREAMED if is_streamed else _AS_A_WHOLE,
+    )
 
 
 async def erase_slot(replica: Replica, slot: int) -> None:

@@ -132,4 +132,3 @@ class Exchange:
             raise ClientGone from None
         finally:
             listener.cancel()
-            await asyncio.gather(listener, return_exceptions=True)
