@@ -22,8 +22,8 @@ from redis.exceptions import ResponseError
 _MAX_CONNECTIONS = 16
 _WAIT_S = 5.0
 _CONNECT_S = 2.0
-# An answer takes microseconds; a server that is silent for so long is gone, whatever its socket says.
-_SILENCE_S = 3.0
+# An answer takes microseconds; a server that is silent from one look to the next is gone, whatever its socket says.
+_LOOK_EVERY_S = 1.5
 
 # What a server answers that isn't there yet, or not any more.
 _AWAY = ("LOADING", "BUSY", "READONLY", "MASTERDOWN")
@@ -55,6 +55,7 @@ class _Protocol(asyncio.Protocol):
         self._heard = heard
         self._waiting: deque[asyncio.Future[Any]] = deque()
         self._transport: asyncio.WriteTransport | None = None
+        self._looking: asyncio.TimerHandle | None = None
         self.is_open = False
         self.closed = asyncio.Event()
 
@@ -66,6 +67,8 @@ class _Protocol(asyncio.Protocol):
     def connection_lost(self, exc: Exception | None) -> None:
         self.is_open = False
         self.closed.set()
+        if self._looking is not None:
+            self._looking.cancel()
         while self._waiting:
             answer = self._waiting.popleft()
             if not answer.done():
@@ -89,10 +92,23 @@ class _Protocol(asyncio.Protocol):
 
     def ask(self, arguments: tuple[Argument, ...]) -> "asyncio.Future[Any]":
         assert self._transport is not None
-        answer: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
+        loop = asyncio.get_running_loop()
+        answer: asyncio.Future[Any] = loop.create_future()
+        if self._looking is None:
+            self._looking = loop.call_later(_LOOK_EVERY_S, self._look, answer)
         self._waiting.append(answer)
         self._transport.write(hiredis.pack_command(arguments))  # type: ignore[arg-type]  # its stub knows one argument only
         return answer
+
+    def _look(self, oldest: "asyncio.Future[Any]") -> None:
+        """Give up where the oldest question is still the same as at the last look: one timer for all of them."""
+        self._looking = None
+        if self._waiting and self._waiting[0] is oldest:
+            assert self._transport is not None
+            self._transport.abort()
+        elif self._waiting:
+            loop = asyncio.get_running_loop()
+            self._looking = loop.call_later(_LOOK_EVERY_S, self._look, self._waiting[0])
 
     def close(self) -> None:
         if self._transport is not None:
@@ -114,13 +130,7 @@ class Line:
         protocol = self._protocol
         if protocol is None or not protocol.is_open:
             protocol = await self._open()
-        answer = protocol.ask(arguments)
-        try:
-            async with asyncio.timeout(_SILENCE_S):
-                return await answer
-        except TimeoutError:
-            protocol.close()
-            raise ValkeyGone("no answer") from None
+        return await protocol.ask(arguments)
 
     async def subscribe(self, channel: str) -> None:
         """Have `heard` told what is published there, as long as the connection lives; call it again and again."""

@@ -28,6 +28,8 @@ BEAT_S = 1.0
 # Who comes while Valkey is away waits for it so long.
 _GONE_S = 5.0
 _RETRY_S = 0.1
+# A script holds up everybody else's: what many tickets have to say is said in parts.
+_AT_ONCE = 100
 
 
 class Gate:
@@ -94,12 +96,23 @@ class Gate:
         while self._unsettled:
             await self.run_once(*self._unsettled[0])
             self._unsettled.pop(0)
-        said: list[str | int] = []
-        for id_, ticket in self.tickets.items():
-            if ticket.is_known:
-                said += (id_, ticket.completion_tokens)
+        said = [
+            (id_, ticket.completion_tokens, int(ticket.has_slot()))
+            for id_, ticket in self.tickets.items()
+            if ticket.is_known
+        ]
+        lines: dict[int, int] = {}
+        for first in range(0, max(1, len(said)), _AT_ONCE):
+            lines |= await self._say(said[first : first + _AT_ONCE])
+        if lines:
+            await _tell_demand(lines)
+        await self._look_at_rights()
+
+    async def _say(self, tickets: list[tuple[str, int, int]]) -> dict[int, int]:
+        """Tell how far these are, hear where they stand. How many wait for each of their models."""
+        flat = [part for ticket in tickets for part in ticket]
         rights, catalog_version, missing, waiting, running, lines = await self.run_once(
-            scripts.BEAT, self.process, secrets.token_hex(8), *said
+            scripts.BEAT, self.process, secrets.token_hex(8), *flat
         )
         self.rights, self.catalog = rights.decode(), catalog_version.decode()
         for id_ in missing:
@@ -111,9 +124,7 @@ class Gate:
         for id_, place, expected_ms in waiting:
             if (waits := self.tickets.get(id_.decode())) is not None:
                 waits.placed(place, expected_ms / 1000)
-        if lines:
-            await _tell_demand({int(model): count for model, count in lines})
-        await self._look_at_rights()
+        return {int(model): count for model, count in lines}
 
     async def _look_at_rights(self) -> None:
         """Where rights have changed, whoever has lost theirs is told so in the middle of the answer."""

@@ -196,11 +196,11 @@ class Ticket:
     async def _wait_for_slot(self, arrived: float) -> None:
         """Until a slot is ours. Raises `NotServed` or `QueueFull` when there is no point or no patience left."""
         queued_since = time.monotonic()
-        while not self._has_slot():
+        while not self.has_slot():
             is_soon = not self.model.ready or bool(self.ask.avoid)
             if is_soon or self.model.version != self._gate.catalog:
                 self.model = await self._gate.look(self.model.pk)
-                if self._has_slot():
+                if self.has_slot():
                     break
             now = time.monotonic()
             if self.model.ready:
@@ -216,7 +216,8 @@ class Ticket:
                 self.load_ms = (queued_since - arrived) * 1000
         await self._take()
 
-    def _has_slot(self) -> bool:
+    def has_slot(self) -> bool:
+        """Whether a slot is ours."""
         return self._granted_to is not None
 
     async def _sleep(self, seconds: float) -> None:
@@ -310,7 +311,7 @@ class Ticket:
 
     def revoke(self, error: LlamaProjError) -> None:
         """The caller has lost their rights: waiting ends, and an answer's reader is told."""
-        if self._has_slot():
+        if self.has_slot():
             self.ask.on_revoked(error)
         elif self._granted is not None and not self._granted.done():
             self._granted.set_exception(error)

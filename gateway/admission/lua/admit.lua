@@ -12,8 +12,9 @@ local FIRST_SUBJECT, PER_SUBJECT = 22, 7
 -- What a request that says nothing of its length is taken to write, until it is known.
 local UNSAID_TOKENS = 512
 
+local standing = call('MGET', RIGHTS, CATALOG, of(model, 'replicas'))
 if forced == '' then
-  local rights, catalog = call('GET', RIGHTS), call('GET', CATALOG)
+  local rights, catalog = standing[1], standing[2]
   if not rights then
     rights = ARGV[5]
     call('SET', RIGHTS, rights)
@@ -22,12 +23,11 @@ if forced == '' then
     catalog = ARGV[5]
     call('SET', CATALOG, catalog)
   end
-  if rights ~= ARGV[3] or catalog ~= ARGV[4] or (call('EXISTS', of(model, 'replicas')) == 0) then
-    return {'stale', rights, catalog}
-  end
+  if rights ~= ARGV[3] or catalog ~= ARGV[4] or not standing[3] then return {'stale', rights, catalog} end
   local wait = settling()
   if wait > 0 then return {'settling', wait} end
 end
+local replicas = standing[3] and cjson.decode(standing[3]) or {}
 
 local function answer(ticket)
   if ticket.state == 'wait' then
@@ -39,8 +39,7 @@ local function answer(ticket)
 end
 
 -- The answer to this question may have been lost on its way.
-local known = ticket_of(id)
-if known then return answer(known) end
+if call('EXISTS', G .. 't:' .. id) == 1 then return answer(ticket_of(id)) end
 
 -- Limits ---------------------------------------------------------------------------------------------------------------
 
@@ -51,10 +50,9 @@ for i = FIRST_SUBJECT, #ARGV, PER_SUBJECT do
     local limit = tonumber(ARGV[i + metric])
     if limit >= 0 then
       subject.limits[metric] = limit
-      if metric == 4 or metric == 5 then
-        if call('EXISTS', window_key(subject.name, metric)) == 0 then
-          unseeded[#unseeded + 1] = subject.name .. ':' .. metric
-        end
+      if (metric == 4 or metric == 5) and forced == ''
+          and call('HEXISTS', window_key(subject.name, metric), 'from') == 0 then
+        unseeded[#unseeded + 1] = subject.name .. ':' .. metric
       end
       if completion < 0 and (metric == 3 or metric == 5) then
         reserve = math.min(reserve < 0 and UNSAID_TOKENS or reserve, limit)
@@ -64,7 +62,7 @@ for i = FIRST_SUBJECT, #ARGV, PER_SUBJECT do
   subjects[#subjects + 1] = subject
 end
 if reserve < 0 then reserve = UNSAID_TOKENS end
-if #unseeded > 0 and forced == '' then return {'seed', unpack(unseeded)} end
+if #unseeded > 0 then return {'seed', unpack(unseeded)} end
 
 local function amount(metric, limit)
   if metric == 1 then return 1 end
@@ -104,7 +102,8 @@ for i, subject in ipairs(subjects) do
 end
 
 local facts = of(model, 'facts')
-local waiting = tonumber(call('HGET', facts, 'waiting') or 0)
+local now = call('HMGET', facts, 'waiting', 'last')
+local waiting, last = tonumber(now[1] or 0), now[2]
 if forced == '' and not light and waiting >= tonumber(ARGV[15]) then
   local _, _, clear = places(model)
   return {'full', math.floor(clear)}
@@ -131,15 +130,14 @@ for _, subject in ipairs(subjects) do
   end
 end
 
-local seq = call('HINCRBY', facts, 'seq', 1)
-if weight == 1 then call('HDEL', of(model, 'weights'), person)
-else call('HSET', of(model, 'weights'), person, weight) end
+local ticket = {id = id, model = model, person = person, class = class, weight = weight, prompt = prompt, kv = kv,
+  state = 'wait', arrived = NOW, since = NOW, seq = call('HINCRBY', facts, 'seq', 1), process = process, charged = 0,
+  thread = thread, avoid = avoid, reserved = table.concat(reserved), subjects = table.concat(names, ' '), moved = ''}
 call('HSET', G .. 't:' .. id, 'model', model, 'person', person, 'class', class, 'weight', weight, 'prompt', prompt,
-  'kv', kv, 'state', 'wait', 'arrived', NOW, 'since', NOW, 'seq', seq, 'process', process, 'charged', 0,
-  'thread', thread, 'avoid', avoid, 'reserved', table.concat(reserved), 'subjects', table.concat(names, ' '))
+  'kv', kv, 'state', 'wait', 'arrived', NOW, 'since', NOW, 'seq', ticket.seq, 'process', process, 'charged', 0,
+  'thread', thread, 'avoid', avoid, 'reserved', ticket.reserved, 'subjects', ticket.subjects)
 call('SADD', G .. 'of:' .. process, id)
 call('ZADD', G .. 'processes', NOW, process)
-local ticket = ticket_of(id)
 
 local function headers(found)
   local one, two = tight_requests or {-1, -1}, tight_tokens or {-1, -1}
@@ -151,7 +149,7 @@ end
 if light then
   ticket.avoid, ticket.since = '', 0
   local least
-  for _, one in ipairs(replicas_of(model)) do
+  for _, one in ipairs(replicas) do
     if passes(one.id) then
       local open = tonumber(call('HGET', G .. 'r:' .. one.id, 'open') or 0)
       if not least or open < least[2] then least = {one.id, open} end
@@ -172,13 +170,13 @@ if forced == 'run' then
   return {'run', ARGV[18], tonumber(ARGV[19]), 0}
 end
 
-lift(model, person)
-local place = waiting <= 0 and find_place(ticket, replicas_of(model))
+lift(model, person, waiting, last)
+local place = waiting <= 0 and find_place(ticket, replicas)
 if place then
-  call('HSET', facts, 'last', person)
+  if last ~= person then call('HSET', facts, 'last', person) end
   grant(ticket, place)
 else
-  enqueue(model, id, person, class, seq)
+  enqueue(ticket)
   dispatch(model, id)
   ticket = ticket_of(id)
 end

@@ -1,32 +1,32 @@
 -- A process lives and says how far its tickets are; who died is buried, who can run runs.
--- ARGV: process, new version, then for each ticket: id and completion tokens so far.
+-- ARGV: process, new version, then for each ticket: id, completion tokens so far, whether it knows its slot (1 | 0).
 -- Answers: rights, catalog, missing tickets, then for each of its own that wait: id, place, expected ms;
---   for each that runs: id, replica, slot, strange; for each of their models how many wait.
-local process, models, missing, waiting, running, lines = ARGV[1], {}, {}, {}, {}, {}
+--   for each that runs and doesn't know it: id, replica, slot, strange; for each of their models how many wait.
+local process, models, mine, missing, waiting, running, lines = ARGV[1], {}, {}, {}, {}, {}, {}
 call('SETNX', RIGHTS, ARGV[2])
 call('SETNX', CATALOG, ARGV[2])
 settling()
 if #ARGV > 2 then call('ZADD', G .. 'processes', NOW, process) end
 bury()
-local mine = {}
-for i = 3, #ARGV, 2 do
-  local ticket = ticket_of(ARGV[i])
-  if not ticket then
-    missing[#missing + 1] = ARGV[i]
+for i = 3, #ARGV, 3 do
+  local id, written = ARGV[i], tonumber(ARGV[i + 1]) * COMPLETION_WEIGHT
+  local known = call('HMGET', G .. 't:' .. id, 'state', 'model', 'person', 'weight', 'charged')
+  local state, model, charged = known[1], known[2], tonumber(known[5] or 0)
+  if not state then
+    missing[#missing + 1] = id
   else
-    mine[#mine + 1] = ticket.id
-    local written = tonumber(ARGV[i + 1]) * COMPLETION_WEIGHT
-    if ticket.state == 'run' and written > ticket.charged then
-      charge(ticket.model, ticket.person, ticket.weight, written - ticket.charged)
-      call('HSET', G .. 't:' .. ticket.id, 'charged', written)
+    models[model] = true
+    if state == 'run' and written > charged then
+      charge(model, known[3], tonumber(known[4]), written - charged)
+      call('HSET', G .. 't:' .. id, 'charged', written)
     end
-    models[ticket.model] = true
+    if ARGV[i + 2] == '0' then mine[#mine + 1] = id end
   end
 end
 local found = {}
 for model in pairs(models) do
   dispatch(model, '')
-  local count = tonumber(call('HGET', of(model, 'facts'), 'waiting') or 0)
+  local count = waiting_for(model)
   if count > 0 then
     found[model] = places(model)
     lines[#lines + 1] = {model, count}

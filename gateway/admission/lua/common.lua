@@ -7,7 +7,8 @@
 --   t:TICKET               one request, waiting or running
 --   m:MODEL:…              vtc: counters of people · w0 w1 w2: people who wait, by counter · qCLASS:PERSON: their tickets
 --                          weights · facts · replicas · thread:THREAD: the slot that read it last
---   r:REPLICA              open requests, KV tokens, slots · b:REPLICA its breaker
+--   r:REPLICA              open requests, KV tokens, slots (made: used so far; free: those of them that are free, coldest
+--                          first; of each s: ticket, p: last person, h: last thread) · b:REPLICA its breaker
 --   l:SUBJECT:METRIC       a sliding window, or the set of open requests
 
 local G = 'llamaproj:gate:'
@@ -65,20 +66,22 @@ local function slide(key, window)
   return total, from, head, true
 end
 
+-- Days are begun by the script that knows what was before (seed.lua), minutes by whatever comes first.
 local function add(key, window, amount)
   local head = math.floor(NOW / window.width)
-  if call('HSETNX', key, 'from', head - window.count) == 1 then call('HSETNX', key, 'total', 0) end
-  call('HINCRBY', key, head, amount)
+  if call('HINCRBY', key, head, amount) == amount then
+    if window == MINUTE then call('HSETNX', key, 'from', head - window.count) end
+    call('PEXPIRE', key, (window.count + 2) * window.width)
+  end
   call('HINCRBY', key, 'total', amount)
-  call('PEXPIRE', key, (window.count + 2) * window.width)
   return head
 end
 
 -- Correct what was reserved in a bucket, as long as it counts at all.
 local function correct(key, window, bucket, difference)
   if difference == 0 then return end
-  local _, from, _, known = slide(key, window)
-  if known and bucket >= from then
+  slide(key, window)
+  if call('HEXISTS', key, bucket) == 1 then
     call('HINCRBY', key, bucket, difference)
     call('HINCRBY', key, 'total', difference)
   end
@@ -99,6 +102,8 @@ local function of(model, name) return G .. 'm:' .. model .. ':' .. name end
 
 local function counter(model, person) return tonumber(call('ZSCORE', of(model, 'vtc'), person) or 0) end
 
+local function waiting_for(model) return tonumber(call('HGET', of(model, 'facts'), 'waiting') or 0) end
+
 local function waits(model, person)
   for class = 0, 2 do
     if call('ZSCORE', of(model, 'w' .. class), person) then return true end
@@ -106,34 +111,36 @@ local function waits(model, person)
   return false
 end
 
-local function set_counter(model, person, value)
-  call('ZADD', of(model, 'vtc'), value, person)
-  call('PEXPIRE', of(model, 'vtc'), FORGET_MS)
+-- Tokens of service, as many as the person's weight makes of them.
+local function charge(model, person, weight, tokens)
+  if tokens == 0 then return end
+  local value = call('ZINCRBY', of(model, 'vtc'), tokens / weight, person)
+  if waiting_for(model) <= 0 then return end
   for class = 0, 2 do call('ZADD', of(model, 'w' .. class), 'XX', value, person) end
 end
 
--- Tokens of service, as many as the person's weight makes of them.
-local function charge(model, person, weight, tokens)
-  if tokens ~= 0 then set_counter(model, person, counter(model, person) + tokens / weight) end
-end
-
 -- Who comes anew has no credit from before: the least of those who wait, or of whoever waited last.
-local function lift(model, person)
-  if waits(model, person) then return end
+local function lift(model, person, waiting, last)
   local least
-  for class = 0, 2 do
-    local first = call('ZRANGE', of(model, 'w' .. class), 0, 0, 'WITHSCORES')
-    if first[2] and (not least or tonumber(first[2]) < least) then least = tonumber(first[2]) end
+  if waiting > 0 then
+    if waits(model, person) then return end
+    for class = 0, 2 do
+      local first = call('ZRANGE', of(model, 'w' .. class), 0, 0, 'WITHSCORES')
+      if first[2] and (not least or tonumber(first[2]) < least) then least = tonumber(first[2]) end
+    end
   end
   if not least then
-    local last = call('HGET', of(model, 'facts'), 'last')
-    least = last and counter(model, last) or 0
+    if not last or last == person then return end
+    least = counter(model, last)
   end
-  set_counter(model, person, math.max(counter(model, person), least))
+  if counter(model, person) < least then call('ZADD', of(model, 'vtc'), least, person) end
 end
 
-local function enqueue(model, id, person, class, seq)
-  call('ZADD', of(model, 'q' .. class .. ':' .. person), seq, id)
+local function enqueue(ticket)
+  local model, person, class = ticket.model, ticket.person, ticket.class
+  if ticket.weight == 1 then call('HDEL', of(model, 'weights'), person)
+  else call('HSET', of(model, 'weights'), person, ticket.weight) end
+  call('ZADD', of(model, 'q' .. class .. ':' .. person), ticket.seq, ticket.id)
   call('ZADD', of(model, 'w' .. class), counter(model, person), person)
   call('HINCRBY', of(model, 'facts'), 'waiting', 1)
 end
@@ -158,39 +165,16 @@ local function passes(replica)
   return not (known[2] and call('EXISTS', G .. 't:' .. known[2]) == 1), true
 end
 
--- What is known of a replica's slots: for each its ticket, last person, last thread, last use. A few commands for all
--- of them; more at a time than fits on Lua's stack can't be asked.
-local SLOTS_AT_ONCE = 200
-
-local function slots_of(replica, count)
-  local found, first = {}, 0
-  while first < count do
-    local names, last = {}, math.min(count, first + SLOTS_AT_ONCE) - 1
-    for slot = first, last do
-      for _, name in ipairs({'s', 'p', 'h', 'u'}) do names[#names + 1] = name .. slot end
-    end
-    local values = call('HMGET', G .. 'r:' .. replica, unpack(names))
-    for i = 1, #values, 4 do found[#found + 1] = {values[i], values[i + 1], values[i + 2], values[i + 3]} end
-    first = last + 1
+-- The free slot that suits best: nobody's yet; this person's last; the coldest of all. And whether it may be a stranger's.
+local function free_slot(facts, person, made, free)
+  if made < facts.slots then return made, true end
+  local key = G .. 'r:' .. facts.id
+  local mine = call('HGET', key, 'of' .. person)
+  if mine then
+    local now = call('HMGET', key, 's' .. mine, 'p' .. mine)
+    if not now[1] and now[2] == person then return tonumber(mine), false end
   end
-  return found
-end
-
--- The free slot that suits best: it was this person's; nobody's; the coldest of all. And whether it was a stranger's.
-local function free_slot(facts, person)
-  local best, best_rank, best_used, strange
-  for i, known in ipairs(slots_of(facts.id, facts.slots)) do
-    if not known[1] then
-      local mine = known[2] == person
-      local rank = (not known[2] and 1) or (mine and 2) or 3
-      local used = tonumber(known[4] or 0)
-      if not best or rank < best_rank or (rank == best_rank and used < best_used) then
-        best, best_rank, best_used, strange = i - 1, rank, used, not mine
-      end
-      if rank == 1 then break end
-    end
-  end
-  return best, strange
+  return tonumber(string.match(free, '%d+')), true
 end
 
 -- The slot that last read what this prompt begins with, if it is free still and may be read by this person.
@@ -218,7 +202,7 @@ local function find_place(ticket, replicas)
   local best
   local warm = warm_place(ticket)
   for _, facts in ipairs(replicas) do
-    local load = call('HMGET', G .. 'r:' .. facts.id, 'open', 'kv')
+    local load = call('HMGET', G .. 'r:' .. facts.id, 'open', 'kv', 'made', 'free')
     local open, kv = tonumber(load[1] or 0), tonumber(load[2] or 0)
     local avoided = ticket.avoid ~= '' and string.find(ticket.avoid, facts.id, 1, true) ~= nil
     if open < facts.slots and (facts.kv == 0 or kv + math.min(ticket.kv, facts.context) <= facts.kv)
@@ -228,6 +212,7 @@ local function find_place(ticket, replicas)
         local slot, strange = nil, false
         if facts.own then slot, strange = warm_slot(ticket, facts, warm) end
         local one = {facts = facts, slot = slot, strange = strange, probing = probing,
+          made = tonumber(load[3] or 0), free = load[4] or '',
           order = {avoided and 1 or 0, slot and 0 or 1, kv / math.max(1, facts.kv), open / facts.slots}}
         local better = not best
         if best then
@@ -242,7 +227,7 @@ local function find_place(ticket, replicas)
   if best and not best.slot then
     best.slot, best.strange = -1, false
     if best.facts.own then
-      best.slot, best.strange = free_slot(best.facts, ticket.person)
+      best.slot, best.strange = free_slot(best.facts, ticket.person, best.made, best.free)
       if not best.slot then return nil end
     end
   end
@@ -270,12 +255,18 @@ local function ticket_of(id)
   return ticket
 end
 
+-- Free slots are a list in one field: ' 3 0 2 ', the coldest first.
 local function occupy(ticket, replica, slot)
   local key = G .. 'r:' .. replica
   call('HINCRBY', key, 'open', 1)
   call('HINCRBY', key, 'kv', ticket.kv)
   if slot >= 0 then
-    call('HSET', key, 's' .. slot, ticket.id, 'p' .. slot, ticket.person, 'h' .. slot, ticket.thread, 'u' .. slot, NOW)
+    local known = call('HMGET', key, 'made', 'free')
+    local made, free = tonumber(known[1] or 0), known[2] or ' '
+    for unused = made, slot - 1 do free = free .. unused .. ' ' end
+    call('HSET', key, 's' .. slot, ticket.id, 'p' .. slot, ticket.person, 'h' .. slot, ticket.thread,
+      'of' .. ticket.person, slot, 'made', math.max(made, slot + 1),
+      'free', (string.gsub(free, ' ' .. slot .. ' ', ' ', 1)))
     if ticket.thread ~= '' then
       call('SET', of(ticket.model, 'thread:' .. ticket.thread), replica .. ' ' .. slot, 'PX', FORGET_MS)
     end
@@ -288,9 +279,12 @@ local function vacate(ticket, outcome)
   local key, breaker = G .. 'r:' .. ticket.replica, G .. 'b:' .. ticket.replica
   call('HINCRBY', key, 'open', -1)
   call('HINCRBY', key, 'kv', -ticket.kv)
-  if ticket.slot >= 0 and call('HGET', key, 's' .. ticket.slot) == ticket.id then
-    call('HDEL', key, 's' .. ticket.slot)
-    call('HSET', key, 'u' .. ticket.slot, NOW)
+  if ticket.slot >= 0 then
+    local known = call('HMGET', key, 's' .. ticket.slot, 'free')
+    if known[1] == ticket.id then
+      call('HDEL', key, 's' .. ticket.slot)
+      call('HSET', key, 'free', (known[2] or ' ') .. ticket.slot .. ' ')
+    end
   end
   if outcome == 'ok' then
     call('DEL', breaker)
@@ -330,7 +324,7 @@ end
 
 -- Let run whoever can, in the fair order; tell those who wait in another step than this.
 local function dispatch(model, mine)
-  if tonumber(call('HGET', of(model, 'facts'), 'waiting') or 0) <= 0 then return end
+  if waiting_for(model) <= 0 then return end
   local replicas = replicas_of(model)
   local granted = true
   while granted do
@@ -399,7 +393,6 @@ local function finish(id, prompt, completion, outcome)
   if not ticket then return nil end
   call('DEL', G .. 't:' .. id)
   call('SREM', G .. 'of:' .. ticket.process, id)
-  if call('EXISTS', G .. 'of:' .. ticket.process) == 0 then call('ZREM', G .. 'processes', ticket.process) end
   for subject in string.gmatch(ticket.subjects, '%S+') do call('SREM', window_key(subject, CONCURRENT), id) end
   for key, metric, bucket, amount in string.gmatch(ticket.reserved, '(%S+) (%d) (%d+) (%d+);') do
     metric = tonumber(metric)
@@ -415,6 +408,7 @@ local function finish(id, prompt, completion, outcome)
   vacate(ticket, outcome)
   charge(ticket.model, ticket.person, ticket.weight,
     (prompt - ticket.prompt) * PROMPT_WEIGHT + completion * COMPLETION_WEIGHT - ticket.charged)
+  call('PEXPIRE', of(ticket.model, 'vtc'), FORGET_MS)
   if outcome == 'ok' then
     local facts = of(ticket.model, 'facts')
     local known = call('HMGET', facts, 'service', 'cost')

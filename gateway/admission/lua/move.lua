@@ -7,7 +7,8 @@ if ticket.state == 'run' then
   local avoid = ticket.avoid == '' and ticket.replica or ticket.avoid .. ',' .. ticket.replica
   call('HSET', G .. 't:' .. ticket.id, 'state', 'wait', 'class', 0, 'avoid', avoid, 'since', NOW, 'moved', 1,
     'replica', '', 'slot', -1)
-  enqueue(ticket.model, ticket.id, ticket.person, 0, ticket.seq)
+  ticket.class = 0
+  enqueue(ticket)
 end
 dispatch(ticket.model, ticket.id)
 ticket = ticket_of(ARGV[1])

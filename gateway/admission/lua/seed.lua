@@ -11,7 +11,7 @@ while i <= #ARGV do
         total = total + tonumber(ARGV[at + 1])
       end
     end
-    call('HSET', key, 'total', total)
+    call('HINCRBY', key, 'total', total)
     call('PEXPIRE', key, (window.count + 2) * window.width)
   end
   i = i + 3 + count * 2
