@@ -27,6 +27,8 @@ _MORE_THAN_TEXT = (
     "json_schema",
     "echo",
 )
+# What the delta of a text has.
+_PLAIN = {"role", "content"}
 _SAME = ("id", "created", "model", "system_fingerprint", "object")
 
 
@@ -112,7 +114,7 @@ class Continuation:
 
     def _read(self) -> None:
         """Take text out of the events."""
-        for payload in (payload for block in self._unread for payload in sse.payloads(block)):
+        for payload in sse.payloads(b"".join(self._unread)):
             if payload != sse.DONE:
                 self._read_chunk(orjson.loads(payload))
         self._unread, self._unread_bytes = [], 0
@@ -121,16 +123,18 @@ class Continuation:
             self._texts = []
 
     def _read_chunk(self, chunk: dict[str, Any]) -> None:
-        self._same = self._same or {name: chunk[name] for name in _SAME if name in chunk}
+        if not self._same:
+            self._same = {name: chunk[name] for name in _SAME if name in chunk}
         for choice in chunk.get("choices") or ():
             delta = choice.get("delta") or {}
-            if any(value for name, value in delta.items() if name not in {"role", "content"}):
+            if not delta.keys() <= _PLAIN and any(delta[name] for name in delta.keys() - _PLAIN):
                 self._is_possible = False
             if text := delta.get("content"):
                 self._texts.append(text)
                 self._chars += len(text)
                 self.tokens += 1
-            self.is_finished = self.is_finished or bool(choice.get("finish_reason"))
+            if choice.get("finish_reason"):
+                self.is_finished = True
 
 
 class Rest:

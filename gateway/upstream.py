@@ -98,6 +98,8 @@ class UpstreamStream:
         the error that one of them tells."""
         while not self._ended:
             block = await self.read()
+            if not (b"[DONE]" in block or b'"error"' in block or b"event: response." in block):
+                return block
             if _ERROR in block and sse.begins_with(block, _ERROR):
                 block = self._cut_at_error(block)
             elif any(end in block and sse.begins_with(block, end) for end in _ENDS):
