@@ -18,7 +18,10 @@ export function setLive(key, open) {
 }
 
 document.addEventListener("htmx:after:ws:connection", (event) => setLive(event.detail.connection.url, true));
-document.addEventListener("htmx:ws:close", (event) => setLive(event.detail.connection.url, false));
+document.addEventListener("htmx:ws:close", (event) => {
+  setLive(event.detail.connection.url, false);
+  if (event.detail.code === SIGNED_OUT) location.reload();
+});
 
 /** Keep a socket open at `url` (a path) and hand each JSON frame to `onMessage`. Reconnects with growing pauses. */
 export function connectLive(url, onMessage, { onOpen = () => {} } = {}) {
