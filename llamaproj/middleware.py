@@ -8,6 +8,7 @@ from django.http import HttpRequest, HttpResponse
 from django.http.response import HttpResponseBase
 from django.shortcuts import render
 from django.utils.decorators import sync_and_async_middleware
+from django.utils.http import url_has_allowed_host_and_scheme
 
 from llamaproj.errors import LlamaProjError
 
@@ -57,7 +58,15 @@ class ErrorPages:
         if not isinstance(error, LlamaProjError):
             return None
         template = "_error.html" if request.headers.get("HX-Request") else "error.html"
-        response = render(request, template, {"error": error}, status=error.status)
+        context = {"error": error, "back": _page_before(request)}
+        response = render(request, template, context, status=error.status)
         if error.retry_after is not None:
             response["retry-after"] = str(max(1, round(error.retry_after)))
         return response
+
+
+def _page_before(request: HttpRequest) -> str:
+    """Where a person came from, if that is another page of this portal."""
+    page = request.headers.get("Referer", "")
+    ours = url_has_allowed_host_and_scheme(page, {request.get_host()}, require_https=request.is_secure())
+    return page if ours and page != request.build_absolute_uri() else ""

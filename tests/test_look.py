@@ -5,7 +5,7 @@ from collections.abc import Iterator
 import pytest
 from playwright.sync_api import Browser, BrowserContext, Page, expect
 
-from tests.portal import Portal
+from tests.portal import DEMO_MODEL, Portal
 
 pytestmark = [pytest.mark.portal]
 
@@ -230,3 +230,14 @@ def test_a_form_is_sent_once_and_shows_that_it_is(signed_in):
 
     expect(save).to_have_attribute("aria-busy", "true")
     assert sent == ["POST"]
+
+
+def test_what_a_page_is_refused_leads_back_to_it(signed_in):
+    page = signed_in
+    page.goto(f"/models/{DEMO_MODEL}/")
+    page.get_by_role("button", name="Remove the model").click()
+    page.get_by_role("dialog").get_by_role("button", name="Remove").click()
+
+    expect(page.get_by_text("stop it first")).to_be_visible()
+    page.get_by_role("link", name="Back").click()
+    page.wait_for_url(f"**/models/{DEMO_MODEL}/")
