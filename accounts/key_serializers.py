@@ -26,7 +26,7 @@ class KeySerializer(serializers.ModelSerializer[ApiKey]):
     """A key, as far as it can be shown."""
 
     user = serializers.SlugRelatedField[Any](slug_field="username", read_only=True)
-    team = serializers.SlugRelatedField[Any](slug_field="name", read_only=True)
+    team = serializers.SlugRelatedField[Any](slug_field="name", read_only=True, allow_null=True)
     scopes = serializers.ListField(child=serializers.ChoiceField(ApiKey.Scope.choices))
     models = serializers.ListField(
         source="model_slugs", child=serializers.CharField(), help_text="None: every model of its owner."

@@ -26,6 +26,7 @@ from accounts import audit
 from accounts.models import User
 from llamaproj import env
 from llamaproj.errors import NotAllowed
+from llamaproj.rest import PROBLEM_TYPE, problem
 
 _FIRST_SET_UP = "Set up a second factor first: open /accounts/2fa/ in a browser."
 # What somebody needs to set one up, and to leave.
@@ -97,12 +98,8 @@ class Gate:
         if name in _OPEN or not isinstance(request.user, User) or not is_missing(request.user):
             return None
         if request.path.startswith(("/api/", "/v1/")):
-            problem = {"type": "about:blank", "title": "Forbidden", "status": 403, "detail": _FIRST_SET_UP}
-            return JsonResponse(
-                problem | {"code": NotAllowed.code, "param": None},
-                status=403,
-                content_type="application/problem+json",
-            )
+            error = NotAllowed(_FIRST_SET_UP)
+            return JsonResponse(problem(error), status=error.status, content_type=PROBLEM_TYPE)
         return redirect("mfa_activate_totp")
 
 

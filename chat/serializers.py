@@ -29,11 +29,11 @@ class ConversationSerializer(Strict, serializers.ModelSerializer[Conversation]):
 
     title = serializers.CharField(max_length=120)
     model = serializers.SlugRelatedField[Any](
-        slug_field="slug", source="served", read_only=True, help_text="The one asked last."
+        slug_field="slug", source="served", read_only=True, allow_null=True, help_text="The one asked last."
     )
     owner = serializers.CharField(source="owner.username", read_only=True)
     shared_with = serializers.PrimaryKeyRelatedField[Team](
-        read_only=True, help_text="The team whose members may read it."
+        read_only=True, allow_null=True, help_text="The team whose members may read it."
     )
     generation = serializers.UUIDField(
         source="unfinished", read_only=True, allow_null=True, help_text="Of the answer that is being written."
@@ -132,7 +132,9 @@ class FoundMessageSerializer(serializers.ModelSerializer[Message]):
 class ConversationExportSerializer(serializers.ModelSerializer[Conversation]):
     """A conversation with everything in it."""
 
-    model = serializers.SlugRelatedField[Any](slug_field="slug", source="served", read_only=True)
+    model = serializers.SlugRelatedField[Any](
+        slug_field="slug", source="served", read_only=True, allow_null=True
+    )
     messages = MessageSerializer(many=True)
 
     class Meta:

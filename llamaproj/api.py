@@ -3,6 +3,8 @@
 from typing import Any
 
 from asgiref.sync import async_to_sync
+from django.http import HttpRequest, HttpResponse, JsonResponse
+from django.views.defaults import page_not_found
 from drf_spectacular.utils import extend_schema
 from drf_spectacular.views import SpectacularSwaggerSplitView
 from rest_framework import serializers
@@ -10,7 +12,8 @@ from rest_framework.request import Request
 from rest_framework.response import Response
 from rest_framework.views import APIView
 
-from llamaproj import health
+from llamaproj import health, rest
+from llamaproj.errors import NotFound
 
 
 class DependencySerializer(serializers.Serializer[Any]):
@@ -38,6 +41,13 @@ class HealthView(APIView):
         """503 while a dependency is away."""
         found = async_to_sync(health.report)()
         return Response(found, status=200 if found["status"] == "ok" else 503)
+
+
+def not_found(request: HttpRequest, exception: Exception) -> HttpResponse:
+    """Where there is no such address: a problem for programs, a page for people."""
+    if request.path.startswith("/api/"):
+        return JsonResponse(rest.problem(NotFound()), status=NotFound.status, content_type=rest.PROBLEM_TYPE)
+    return page_not_found(request, exception)
 
 
 class Explorer(SpectacularSwaggerSplitView):

@@ -89,28 +89,36 @@ def _mistyped(field: serializers.Field[Any, Any, Any, Any], value: Any) -> str:
 
 def answer(error: Exception, context: dict[str, Any]) -> Response:
     """The REST door's one translation of errors. What nobody foresaw is logged whole and told in a neutral sentence."""
-    request_id = structlog.contextvars.get_contextvars().get("request_id", "unknown")
     known = _known(error)
     if known is None:
         log.error("request failed", path=context["request"].path, exc_info=error)
-        known = LlamaProjError(f"Something went wrong here; the logs know it as {request_id}.")
-    problem = {
-        "type": "about:blank",
-        "title": HTTPStatus(known.status).phrase,
-        "status": known.status,
-        "detail": known.message,
-        "code": known.code,
-        "param": known.param,
-        "request_id": request_id,
-    }
+        known = LlamaProjError(f"Something went wrong here; the logs know it as {_request_id()}.")
+    body = problem(known)
     if isinstance(error, exceptions.ValidationError):
-        problem["errors"] = dict(_sentences(error.detail))
-    response = Response(problem, status=known.status, content_type=PROBLEM_TYPE)
+        body["errors"] = dict(_sentences(error.detail))
+    response = Response(body, status=known.status, content_type=PROBLEM_TYPE)
     if known.status == HTTPStatus.UNAUTHORIZED:
         response["www-authenticate"] = "Bearer"
     if known.retry_after is not None:
         response["retry-after"] = str(max(1, round(known.retry_after)))
     return response
+
+
+def problem(error: LlamaProjError) -> dict[str, Any]:
+    """An error as a problem body."""
+    return {
+        "type": "about:blank",
+        "title": HTTPStatus(error.status).phrase,
+        "status": error.status,
+        "detail": error.message,
+        "code": error.code,
+        "param": error.param,
+        "request_id": _request_id(),
+    }
+
+
+def _request_id() -> str:
+    return str(structlog.contextvars.get_contextvars().get("request_id", "unknown"))
 
 
 def _known(error: Exception) -> LlamaProjError | None:

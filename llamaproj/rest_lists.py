@@ -1,12 +1,14 @@
 """What REST's lists share: pages, order and filters. What can't be understood is refused, never passed over."""
 
+from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
 from django import forms
 from django.core.exceptions import ValidationError
 from django_filters import rest_framework as filters
+from django_filters.fields import IsoDateTimeField
 from rest_framework.filters import OrderingFilter
-from rest_framework.pagination import PageNumberPagination
+from rest_framework.pagination import CursorPagination, PageNumberPagination
 from rest_framework.request import Request
 from rest_framework.response import Response
 from rest_framework.serializers import BaseSerializer
@@ -19,8 +21,8 @@ if TYPE_CHECKING:
     from rest_framework.generics import GenericAPIView
 
 
-class Pages(PageNumberPagination):
-    """Lists come in pages of 50, or of `page_size` up to 200."""
+class _Sized:
+    """50 entries, or `page_size` up to 200."""
 
     page_size = 50
     page_size_query_param = "page_size"
@@ -37,11 +39,35 @@ class Pages(PageNumberPagination):
 
     def get_schema_operation_parameters(self, view: APIView) -> list[dict[str, Any]]:
         """With their bounds."""
-        parameters: list[dict[str, Any]] = super().get_schema_operation_parameters(view)
+        parameters: list[dict[str, Any]] = super().get_schema_operation_parameters(view)  # type: ignore[misc]
         for parameter in parameters:
-            most = {"maximum": self.max_page_size} if parameter["name"] == "page_size" else {}
-            parameter["schema"] |= {"minimum": 1, **most}
+            if parameter["schema"]["type"] == "integer":
+                most = {"maximum": self.max_page_size} if parameter["name"] == "page_size" else {}
+                parameter["schema"] |= {"minimum": 1, **most}
         return parameters
+
+
+class Pages(_Sized, PageNumberPagination):  # type: ignore[misc]  # its sizes are None by default
+    """Lists come in numbered pages."""
+
+
+class NewestPages(_Sized, CursorPagination):  # type: ignore[misc]  # as above
+    """The newest first, in pages that stay put while new entries come; how many there are isn't counted."""
+
+    ordering = ("-at", "-id")
+
+
+class Filters(filters.DjangoFilterBackend):
+    """Filters; only a text may be empty."""
+
+    def filter_queryset(self, request: Request, queryset: Any, view: APIView) -> Any:
+        """Raises `InvalidInput`."""
+        filterset = self.get_filterset(request, queryset, view)
+        for name, field in filterset.form.fields.items() if filterset is not None else ():
+            is_text = isinstance(field, forms.CharField) and not isinstance(field, forms.UUIDField)
+            if not is_text and "" in request.query_params.getlist(name):
+                raise InvalidInput("Give this a value, or leave it out.", param=name)
+        return super().filter_queryset(request, queryset, view)
 
 
 def page_of(view: "GenericAPIView[Any]", rows: Any, serializer: type[BaseSerializer[Any]]) -> Response:
@@ -53,6 +79,12 @@ def page_of(view: "GenericAPIView[Any]", rows: Any, serializer: type[BaseSeriali
 
 class Ordering(OrderingFilter):
     """`?ordering=name,-created_at`: by the fields that the list names."""
+
+    def get_ordering(self, request: Request, queryset: Any, view: APIView) -> Any:
+        """Raises `InvalidInput` for nothing."""
+        if request.query_params.get(self.ordering_param) == "":
+            raise InvalidInput("Give this a value, or leave it out.", param=self.ordering_param)
+        return super().get_ordering(request, queryset, view)
 
     def remove_invalid_fields(self, queryset: Any, fields: Any, view: APIView, request: Request) -> Any:
         """Raises `InvalidInput` for a field it doesn't know."""
@@ -101,3 +133,21 @@ class Flag(filters.BooleanFilter):
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **{"widget": forms.TextInput} | kwargs)
+
+
+class _MomentField(IsoDateTimeField):
+    """PostgreSQL takes fewer offsets from UTC than ISO 8601 has."""
+
+    def to_python(self, value: Any) -> datetime | None:
+        """In UTC. Raises `ValidationError`."""
+        moment: datetime | None = super().to_python(value)
+        try:
+            return moment.astimezone(UTC) if moment is not None else None
+        except OverflowError:
+            raise ValidationError("This lies outside of all calendars.") from None
+
+
+class Moment(filters.IsoDateTimeFilter):
+    """A date and time of ISO 8601."""
+
+    field_class = _MomentField

@@ -29,7 +29,12 @@ PROBLEM = inline_serializer(
 
 
 class Schema(AutoSchema):
-    """Every operation may answer with a problem."""
+    """Every operation may answer with a problem; an address that isn't known is empty."""
+
+    def _insert_field_validators(self, field: Any, schema: dict[str, Any]) -> None:
+        super()._insert_field_validators(field, schema)  # type: ignore[no-untyped-call]
+        if field.read_only and schema.get("format") == "email":
+            del schema["format"]
 
     def _get_response_bodies(self, direction: Literal["request", "response"] = "response") -> dict[str, Any]:
         bodies: dict[str, Any] = super()._get_response_bodies(direction)

@@ -360,8 +360,24 @@ UNFOLD = {
         {"rel": "icon", "type": "image/svg+xml", "href": lambda request: static("icons/mark.svg")}
     ],
     "SHOW_HISTORY": True,
-    # The accent of static/css/tokens.css, from its palest to its deepest shade.
+    # The neutrals and the accent of static/css/tokens.css, each from its palest to its deepest shade.
     "COLORS": {
+        "base": {
+            str(shade): f"oklch({lightness} {chroma} 186)"
+            for shade, lightness, chroma in (
+                (50, 0.987, 0.003),
+                (100, 0.955, 0.006),
+                (200, 0.905, 0.008),
+                (300, 0.84, 0.01),
+                (400, 0.685, 0.012),
+                (500, 0.515, 0.016),
+                (600, 0.415, 0.017),
+                (700, 0.305, 0.012),
+                (800, 0.252, 0.011),
+                (900, 0.208, 0.009),
+                (950, 0.178, 0.008),
+            )
+        },
         "primary": {
             str(shade): f"oklch({lightness} {chroma} 181)"
             for shade, lightness, chroma in (
@@ -377,7 +393,7 @@ UNFOLD = {
                 (900, 0.28, 0.05),
                 (950, 0.2, 0.035),
             )
-        }
+        },
     },
 }
 
@@ -394,7 +410,7 @@ REST_FRAMEWORK = {
     "DEFAULT_RENDERER_CLASSES": ["rest_framework.renderers.JSONRenderer"],
     "DEFAULT_PARSER_CLASSES": ["llamaproj.rest.Body"],
     "DEFAULT_FILTER_BACKENDS": [
-        "django_filters.rest_framework.DjangoFilterBackend",
+        "llamaproj.rest_lists.Filters",
         "rest_framework.filters.SearchFilter",
         "llamaproj.rest_lists.Ordering",
     ],

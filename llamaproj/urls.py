@@ -6,6 +6,8 @@ from django.urls import include, path
 from accounts.views import by_an_administrator
 from llamaproj import health
 
+handler404 = "llamaproj.api.not_found"
+
 urlpatterns = [
     path("healthz", health.healthz),
     path("readyz", health.readyz),

@@ -134,9 +134,12 @@ class ServedModelSerializer(Replaceable, PublicModelSerializer):
     file = serializers.PrimaryKeyRelatedField(
         queryset=ModelFile.objects.select_related("node"),
         required=False,
-        help_text="Chosen once, when the model is added.",
+        allow_null=True,
+        help_text="Chosen once, when the model is added; null for one on a server elsewhere.",
     )
-    external = serializers.StringRelatedField[Any](help_text="The server it runs on, where it isn't ours.")
+    external = serializers.StringRelatedField[Any](
+        allow_null=True, help_text="The server it runs on, where it isn't ours."
+    )
     lora = Texts(required=False, help_text="Paths of LoRA adapters.")
     extra_flags = Texts(required=False, help_text="Further flags of llama-server.")
     node_labels = Texts(required=False, help_text="Labels a node must have to run it.")
@@ -177,7 +180,7 @@ class ServedModelSerializer(Replaceable, PublicModelSerializer):
             for name in ("slug", "file"):
                 if name in attrs and attrs.pop(name) != getattr(self.instance, name):
                     raise Conflict(f"A model keeps its {name}: add another one instead.", param=name)
-        elif "file" not in attrs:
+        elif attrs.get("file") is None:
             raise serializers.ValidationError({"file": "Say which file: its id among the model files."})
         return attrs
 
@@ -289,7 +292,7 @@ class InstanceSerializer(serializers.ModelSerializer[Instance]):
     """A replica."""
 
     model = serializers.SlugRelatedField[ServedModel](slug_field="slug", source="served", read_only=True)
-    node = serializers.SlugRelatedField[Node](slug_field="name", read_only=True)
+    node = serializers.SlugRelatedField[Node](slug_field="name", read_only=True, allow_null=True)
 
     class Meta:
         model = Instance
@@ -367,6 +370,9 @@ class ConfigSerializer(Replaceable, serializers.ModelSerializer[PortalConfig]):
 
     lora = Texts(required=False, help_text="Paths of LoRA adapters.")
     extra_flags = Texts(required=False, help_text="Further flags of llama-server.")
+    changed_at = serializers.DateTimeField(
+        read_only=True, allow_null=True, help_text="Null while nobody has changed anything."
+    )
     effective = serializers.SerializerMethodField(
         help_text="What holds for a model that says nothing itself."
     )
@@ -377,7 +383,6 @@ class ConfigSerializer(Replaceable, serializers.ModelSerializer[PortalConfig]):
     class Meta:
         model = PortalConfig
         fields = ("memory_reserve_mib", "idle_timeout_s", *LAUNCH, "changed_at", "effective", "outdated")
-        read_only_fields = ("changed_at",)
 
     @extend_schema_field(OpenApiTypes.OBJECT)
     def get_effective(self, portal: PortalConfig) -> dict[str, Any]:

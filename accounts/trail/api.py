@@ -4,12 +4,12 @@ from django.db.models import QuerySet
 from django_filters import rest_framework as filters
 from drf_spectacular.utils import extend_schema, extend_schema_view
 from rest_framework import mixins, serializers
-from rest_framework.pagination import CursorPagination
 from rest_framework.viewsets import GenericViewSet
 
 from accounts.access import person
 from accounts.models import AuditEntry
 from accounts.people.api import AdministratorsOnly
+from llamaproj.rest_lists import Filters, Moment, NewestPages
 
 
 class EntrySerializer(serializers.ModelSerializer[AuditEntry]):
@@ -30,21 +30,12 @@ class EntryFilter(filters.FilterSet):
     by = filters.CharFilter(field_name="by_name")
     verb = filters.CharFilter()
     target = filters.CharFilter(lookup_expr="icontains")
-    since = filters.IsoDateTimeFilter(field_name="at", lookup_expr="gte")
-    until = filters.IsoDateTimeFilter(field_name="at", lookup_expr="lt")
+    since = Moment(field_name="at", lookup_expr="gte")
+    until = Moment(field_name="at", lookup_expr="lt")
 
     class Meta:
         model = AuditEntry
         fields = ("team",)
-
-
-class Newest(CursorPagination):
-    """The newest first, however long the trail is."""
-
-    page_size = 50
-    page_size_query_param = "page_size"
-    max_page_size = 200
-    ordering = ("-at", "-id")
 
 
 @extend_schema_view(
@@ -57,9 +48,9 @@ class EntryViewSet(mixins.ListModelMixin, mixins.RetrieveModelMixin, GenericView
     permission_classes = (AdministratorsOnly,)
     queryset = AuditEntry.objects.none()
     serializer_class = EntrySerializer
-    pagination_class = Newest
+    pagination_class = NewestPages
     lookup_value_converter = "int"
-    filter_backends = (filters.DjangoFilterBackend,)
+    filter_backends = (Filters,)
     filterset_class = EntryFilter
 
     def get_queryset(self) -> QuerySet[AuditEntry]:

@@ -10,11 +10,9 @@ from django.db.models.fields import DecimalField
 from django.db.models.functions import Cast, Trunc
 from django.shortcuts import get_object_or_404
 from django.utils import timezone
-from django_filters.rest_framework import DjangoFilterBackend
 from drf_spectacular.utils import OpenApiExample, OpenApiParameter, extend_schema, extend_schema_view
 from rest_framework import mixins, status
 from rest_framework.generics import GenericAPIView
-from rest_framework.pagination import CursorPagination
 from rest_framework.request import Request
 from rest_framework.response import Response
 from rest_framework.views import APIView
@@ -36,7 +34,7 @@ from gateway.usage.serializers import (
 )
 from llamaproj.errors import InvalidInput
 from llamaproj.rest import valid
-from llamaproj.rest_lists import Pages
+from llamaproj.rest_lists import Filters, NewestPages
 from models_admin.models import ServedModel
 
 _STEPS = ("hour", "day", "month")
@@ -72,16 +70,6 @@ _EXAMPLE = {
 }
 
 
-class RecordPages(CursorPagination):
-    """The newest first, in pages that stay put while new ones come in; how many there are isn't counted."""
-
-    ordering = ("-at", "-id")
-    page_size = Pages.page_size
-    page_size_query_param = "page_size"
-    max_page_size = Pages.max_page_size
-    get_page_size = Pages.get_page_size
-
-
 @extend_schema_view(
     list=extend_schema(summary="Single requests"), retrieve=extend_schema(summary="One request")
 )
@@ -91,8 +79,8 @@ class RecordViewSet(ReadOnlyModelViewSet[UsageRecord]):
     queryset = UsageRecord.objects.none()
     serializer_class = RecordSerializer
     lookup_value_converter = "uuid"
-    pagination_class = RecordPages
-    filter_backends = (DjangoFilterBackend,)
+    pagination_class = NewestPages
+    filter_backends = (Filters,)
     filterset_class = RecordFilter
 
     def get_queryset(self) -> QuerySet[UsageRecord]:
@@ -108,7 +96,7 @@ class SummaryView(GenericAPIView[UsageHour]):
 
     queryset = UsageHour.objects.none()
     serializer_class = SumSerializer
-    filter_backends = (DjangoFilterBackend,)
+    filter_backends = (Filters,)
     filterset_class = HourFilter
 
     @extend_schema(

@@ -3,6 +3,7 @@
 from django_filters import rest_framework as filters
 
 from gateway.models import UsageHour, UsageRecord
+from llamaproj.rest_lists import Moment
 
 
 class _Use(filters.FilterSet):
@@ -16,8 +17,8 @@ class _Use(filters.FilterSet):
 class RecordFilter(_Use):
     """Single requests."""
 
-    since = filters.IsoDateTimeFilter(field_name="at", lookup_expr="gte", label="Ended then or later.")
-    until = filters.IsoDateTimeFilter(field_name="at", lookup_expr="lt", label="Ended before.")
+    since = Moment(field_name="at", lookup_expr="gte", label="Ended then or later.")
+    until = Moment(field_name="at", lookup_expr="lt", label="Ended before.")
     finish = filters.ChoiceFilter(choices=UsageRecord.Finish.choices, label="How it ended.")
     error = filters.CharFilter(field_name="error_code", label="The error's code.")
     endpoint = filters.CharFilter(label="The path below /v1/, such as chat/completions.")
@@ -31,10 +32,10 @@ class RecordFilter(_Use):
 class HourFilter(_Use):
     """Sums."""
 
-    since = filters.IsoDateTimeFilter(
+    since = Moment(
         field_name="hour", lookup_expr="gte", label="Hours that begin then or later; 30 days without it."
     )
-    until = filters.IsoDateTimeFilter(field_name="hour", lookup_expr="lt", label="Hours that begin before.")
+    until = Moment(field_name="hour", lookup_expr="lt", label="Hours that begin before.")
 
     class Meta:
         model = UsageHour

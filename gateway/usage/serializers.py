@@ -13,8 +13,10 @@ GROUPS = ("hour", "day", "month", "model", "key", "user", "team", "door")
 class RecordSerializer(serializers.ModelSerializer[UsageRecord]):
     """One request. Times are in milliseconds; `at` is its end."""
 
-    user = serializers.SlugRelatedField[Any](slug_field="username", read_only=True)
-    team = serializers.SlugRelatedField[Any](slug_field="name", read_only=True, help_text="The key's.")
+    user = serializers.SlugRelatedField[Any](slug_field="username", read_only=True, allow_null=True)
+    team = serializers.SlugRelatedField[Any](
+        slug_field="name", read_only=True, allow_null=True, help_text="The key's."
+    )
     key = serializers.UUIDField(source="api_key_id", read_only=True, allow_null=True)
     key_name = serializers.CharField(source="api_key.name", read_only=True, default=None, allow_null=True)
     model = serializers.CharField(source="model_slug", read_only=True)

@@ -194,3 +194,10 @@ def test_people_are_filtered_searched_and_ordered(boss: User, ada: User) -> None
     assert names("is_staff=true") == ["boss"]
     assert names("team=Lab") == ["ada"]
     assert names("search=ada@") == ["ada"]
+
+
+def test_an_address_that_is_not_there_is_a_problem_for_programs_and_a_page_for_people(boss: User) -> None:
+    assert refused(call(boss, "get", "nothing/"), HTTPStatus.NOT_FOUND)
+    assert call(boss, "get", "nothing/")["content-type"] == "application/problem+json"
+    assert of(boss).get("/nothing/")["content-type"].startswith("text/html")
+    assert of(boss).get("/api/v1/me").status_code == HTTPStatus.MOVED_PERMANENTLY
