@@ -3,7 +3,7 @@
 The virtual token counter of Sheng et al., "Fairness in Serving Large Language Models" (OSDI 2024), algorithm 2, with
 weights (section 4.3 there): who got least service, for their weight, is next; a prompt is charged when it begins, what
 is written as it is written; who comes anew is lifted to the least of those who wait, so that nobody saves up. What
-`admission/lua/common.lua` does in Valkey for all processes is this; tests hold the one against the other.
+`admission/lua/shared/` does in Valkey for all processes is this; tests hold the one against the other.
 
 The bound (theorem 4.4): the service of two people who both have requests waiting differs by no more than
 2 · max(w_p · longest prompt, w_q · tokens that fit in the pool), for weights of 1.

@@ -5,11 +5,13 @@ from pathlib import Path
 from gateway.valkey import Script
 
 _FOLDER = Path(__file__).with_name("lua")
-_COMMON = (_FOLDER / "common.lua").read_text()
+# Each part uses those before it.
+_PARTS = ("memory", "windows", "counters", "replicas", "tickets", "line", "lifetime")
+_SHARED = "\n".join((_FOLDER / "shared" / f"{part}.lua").read_text() for part in _PARTS)
 
 
 def _script(name: str) -> Script:
-    return Script(f"{_COMMON}\n{(_FOLDER / name).read_text()}")
+    return Script(f"{_SHARED}\n{(_FOLDER / name).read_text()}")
 
 
 ADMIT = _script("admit.lua")
