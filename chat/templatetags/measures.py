@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from django import template
 
 from chat.models import Message
+from gateway.templatetags.usage import in_time
 
 register = template.Library()
 
@@ -21,14 +22,7 @@ _LINE = 1000
 @register.filter
 def seconds(ms: float | None) -> str:
     """Milliseconds as `410 ms`, `5.9 s` or `2 min 5 s`; nothing for None."""
-    if ms is None:
-        return ""
-    if ms < 999.5:
-        return f"{ms:.0f} ms"
-    if ms < 59_950:
-        return f"{ms / 1000:.1f} s"
-    minutes, rest = divmod(round(ms / 1000), 60)
-    return f"{minutes} min {rest} s"
+    return "" if ms is None else in_time(ms)
 
 
 @dataclass(frozen=True)

@@ -5,7 +5,9 @@ from pathlib import Path
 
 import psutil
 import pytest
+from django.test import Client
 
+from accounts.models import User
 from llamaproj import env
 from models_admin import lifecycle
 from models_admin.engine import process
@@ -37,6 +39,22 @@ def served(node: Node, tmp_path: Path) -> ServedModel:
         node=node, path=str(path), size_bytes=4, modified_at="2026-01-01T00:00:00Z", quantization="Q4_1"
     )
     return ServedModel.objects.create(slug="fake-model", name="Fake", file=file, context_tokens=1024, slots=2)
+
+
+@pytest.fixture
+def admin(db: None) -> User:
+    return User.objects.create_superuser("boss")
+
+
+@pytest.fixture
+def member(db: None) -> User:
+    return User.objects.create_user("member")
+
+
+@pytest.fixture
+def staff(client: Client, admin: User) -> Client:
+    client.force_login(admin)
+    return client
 
 
 @pytest.fixture

@@ -17,11 +17,6 @@ from models_admin.states import InstanceState as S
 pytestmark = pytest.mark.django_db
 
 
-@pytest.fixture
-def admin() -> User:
-    return User.objects.create_superuser("boss")
-
-
 @pytest.fixture(autouse=True)
 def woken(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     names: list[str] = []

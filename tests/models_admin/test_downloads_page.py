@@ -59,17 +59,6 @@ def node(monkeypatch, tmp_path):
 
 
 @pytest.fixture
-def admin():
-    return User.objects.create_superuser("boss")
-
-
-@pytest.fixture
-def staff(client, admin):
-    client.force_login(admin)
-    return client
-
-
-@pytest.fixture
 def download(node):
     file = {
         "path": "Tiny-Q4_0.gguf",

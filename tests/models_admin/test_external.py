@@ -56,17 +56,6 @@ def running() -> Iterator[Callable[..., FakeOpenAI]]:
         yield lambda *models, **how: start(FakeOpenAI(models=list(models), **how))
 
 
-@pytest.fixture
-def admin() -> User:
-    return User.objects.create_superuser("boss")
-
-
-@pytest.fixture
-def staff(client: Client, admin: User) -> Client:
-    client.force_login(admin)
-    return client
-
-
 def known(fake: FakeOpenAI, name: str = "box") -> ExternalServer:
     server = external_actions.add(by=None, name=name, base_url=fake.base_url, api_key=fake.key)
     external.check(server)

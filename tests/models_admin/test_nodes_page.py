@@ -35,22 +35,6 @@ def nobody_woken(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.fixture
-def admin() -> User:
-    return User.objects.create_superuser("boss")
-
-
-@pytest.fixture
-def member() -> User:
-    return User.objects.create_user("member")
-
-
-@pytest.fixture
-def staff(client: Client, admin: User) -> Client:
-    client.force_login(admin)
-    return client
-
-
-@pytest.fixture
 def machine(node: Node) -> Node:
     """The test's node with 16 GiB, of which 6 are free, alive."""
     Node.objects.update(

@@ -25,22 +25,6 @@ def nobody_woken(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.fixture
-def admin() -> User:
-    return User.objects.create_superuser("boss")
-
-
-@pytest.fixture
-def member() -> User:
-    return User.objects.create_user("member")
-
-
-@pytest.fixture
-def staff(client: Client, admin: User) -> Client:
-    client.force_login(admin)
-    return client
-
-
-@pytest.fixture
 def ready(served: ServedModel, node: Node) -> Instance:
     ServedModel.objects.update(desired_replicas=1)
     fields = {
