@@ -287,7 +287,7 @@ async def _settle(call: Call, meter: Meter, ticket: Ticket | None) -> None:
         finish=meter.finish,
         error_code=meter.error.code if meter.error else "",
         status=meter.error.status if meter.error else 200,
-        prompt_tokens=meter.prompt_tokens,
+        prompt_tokens=meter.prompt_tokens or _unsaid_prompt(meter, ticket),
         completion_tokens=meter.completion_tokens,
         cached_tokens=meter.cached_tokens,
         queue_ms=meter.queue_ms,
@@ -303,6 +303,13 @@ async def _settle(call: Call, meter: Meter, ticket: Ticket | None) -> None:
         lost = isinstance(meter.error, UpstreamLost)
         outcome = "lost" if lost else "ok" if meter.finish in _ENDED else ""
         await ticket.close(row.encode(), row.prompt_tokens, row.completion_tokens, outcome=outcome)
+
+
+def _unsaid_prompt(meter: Meter, ticket: Ticket | None) -> int:
+    """The prompt's tokens as they were estimated, where the end that counts them never came: who hangs up before it
+    pays for what was read."""
+    was_read = meter.first_token is not None or (meter.routed is not None and meter.error is None)
+    return ticket.ask.prompt_tokens if ticket is not None and was_read else 0
 
 
 @database_sync_to_async
