@@ -6,9 +6,12 @@ from typing import Any
 
 import orjson
 
+from gateway.errors import ModelNotFound
 from llamaproj.errors import InvalidInput
 
 Body = dict[str, Any]
+
+_LONGEST_NAME = 100
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,6 +34,9 @@ def parse(data: bytes, endpoint: Endpoint) -> Body:
     model = body.get("model")
     if not isinstance(model, str) or not model:
         raise InvalidInput("Name a model.", param="model")
+    if len(model) > _LONGEST_NAME or "\0" in model:
+        # Nothing is called so; the database can't even be asked.
+        raise ModelNotFound(param="model")
     if not isinstance(body.get("stream", False), bool | None):
         raise InvalidInput("stream is true or false.", param="stream")
     if not endpoint.streams:

@@ -42,7 +42,9 @@ class Connection:
             "path": path,
             "query_string": b"",
             "scheme": "http",
-            "headers": [(name.replace("_", "-").encode(), value.encode()) for name, value in said.items()],
+            "headers": [
+                (name.replace("_", "-").encode(), value.encode("latin-1")) for name, value in said.items()
+            ],
         }
         self._in: asyncio.Queue[dict[str, Any]] = asyncio.Queue()
         self._in.put_nowait({"type": "http.request", "body": body})
