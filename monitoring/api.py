@@ -1,5 +1,6 @@
 """The REST door to what was measured."""
 
+from dataclasses import replace
 from uuid import UUID
 
 from django.db.models import F
@@ -8,13 +9,21 @@ from rest_framework.request import Request
 from rest_framework.response import Response
 from rest_framework.views import APIView
 
+from accounts.access import person
 from llamaproj.errors import NotFound
 from llamaproj.rest import valid
 from models_admin.api import ManagersOnly
-from models_admin.models import Instance, Node
+from models_admin.models import Instance, Node, ServedModel
 from monitoring import history
 from monitoring.models import Sample
-from monitoring.serializers import AskedMetricsSerializer, InstanceMetricsSerializer, MetricsSerializer
+from monitoring.serializers import (
+    AskedMetricsSerializer,
+    AskedStatisticsSerializer,
+    InstanceMetricsSerializer,
+    MetricsSerializer,
+    StatisticsSerializer,
+)
+from monitoring.statistics import WINDOWS, only, statistics
 
 
 class MetricsView(APIView):
@@ -34,6 +43,22 @@ class MetricsView(APIView):
         past = history.between(node, wanted["start"], wanted["end"], wanted["step_seconds"])
         found = {**wanted, "node": node.name, "at": past.at, "columns": past.columns}
         return Response(MetricsSerializer(found).data)
+
+
+class StatisticsView(APIView):
+    """What requests did lately, as the dashboard shows it."""
+
+    @extend_schema(
+        summary="How many requests, how fast, how many failed",
+        parameters=[AskedStatisticsSerializer],
+        responses=StatisticsSerializer,
+    )
+    def get(self, request: Request) -> Response:
+        """Some seconds old. Of each model that one may use, and of all together."""
+        asked = valid(AskedStatisticsSerializer(data=request.query_params))
+        known = statistics(WINDOWS[asked["window"]])
+        slugs = ServedModel.objects.visible_to(person(request)).values_list("slug", flat=True)
+        return Response(StatisticsSerializer(replace(known, models=only(known.models, slugs))).data)
 
 
 class InstanceMetricsView(APIView):

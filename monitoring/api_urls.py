@@ -6,5 +6,6 @@ from monitoring import api
 
 urlpatterns = [
     path("metrics/", api.MetricsView.as_view(), name="api-metrics"),
+    path("statistics/", api.StatisticsView.as_view(), name="api-statistics"),
     path("instances/<uuid:pk>/metrics/", api.InstanceMetricsView.as_view(), name="api-instance-metrics"),
 ]

@@ -9,6 +9,7 @@ from rest_framework import serializers
 from models_admin.models import Node
 from monitoring import history
 from monitoring.models import KEPT_FOR
+from monitoring.statistics import WINDOWS
 
 _USUAL = timedelta(minutes=10)
 _EARLIEST = datetime(2000, 1, 1, tzinfo=UTC)
@@ -64,6 +65,50 @@ class MetricsSerializer(serializers.Serializer[Any]):
         child=serializers.ListField(child=serializers.FloatField(allow_null=True)),
         help_text="By the name of what was measured; percent, bytes, bytes or tokens a second.",
     )
+
+
+class AskedStatisticsSerializer(serializers.Serializer[Any]):
+    """Over which time up to now."""
+
+    window = serializers.ChoiceField(choices=[*WINDOWS], default="5m")
+
+
+class BarSerializer(serializers.Serializer[Any]):
+    """A step of the distribution of durations."""
+
+    from_ms = serializers.IntegerField()
+    below_ms = serializers.IntegerField(allow_null=True, help_text="Null: without an end.")
+    requests = serializers.IntegerField()
+    share = serializers.FloatField(help_text="0 to 1.")
+
+
+class FiguresSerializer(serializers.Serializer[Any]):
+    """Requests. Times are of those that were answered; null without any."""
+
+    requests = serializers.IntegerField()
+    errors = serializers.IntegerField()  # type: ignore[assignment]  # a field; the class's own stays what it is
+    cancelled = serializers.IntegerField()
+    error_rate = serializers.FloatField(help_text="0 to 1.")
+    per_second = serializers.FloatField()
+    mean_ms = serializers.FloatField(allow_null=True)
+    p50_ms = serializers.FloatField(allow_null=True)
+    p95_ms = serializers.FloatField(allow_null=True)
+    p99_ms = serializers.FloatField(allow_null=True)
+    first_token_p50_ms = serializers.FloatField(allow_null=True)
+    first_token_p95_ms = serializers.FloatField(allow_null=True)
+    prompt_tokens = serializers.IntegerField()
+    completion_tokens = serializers.IntegerField()
+    distribution = BarSerializer(source="bars", many=True)
+
+
+class StatisticsSerializer(serializers.Serializer[Any]):
+    """What requests of a time came to."""
+
+    window = serializers.CharField(source="window.slug")
+    since = serializers.DateTimeField()
+    capped = serializers.BooleanField(help_text="Whether only the newest requests were looked at.")
+    total = FiguresSerializer()
+    models = serializers.DictField(child=FiguresSerializer(), help_text="By short name, the busiest first.")
 
 
 class InstanceMetricsSerializer(serializers.Serializer[Any]):

@@ -39,6 +39,7 @@ MEMBER = """
     models/<slug:slug>/ teams/ usage/ usage/requests.csv usage/sums.csv
     prompts/ prompts/choices/ prompts/new/ prompts/<int:pk>/delete/ prompts/<int:pk>/edit/
     api/schema/ api/docs/ api/v1/health/ api/v1/me/ api/v1/metrics/ api/v1/models/ api/v1/models/<slug:slug>/
+    api/v1/statistics/
     api/v1/conversations/ api/v1/keys/ api/v1/keys/<uuid:pk>/ api/v1/prompts/ api/v1/prompts/<int:pk>/
     api/v1/usage/ api/v1/usage/<uuid:pk>/ api/v1/usage/summary/ api/v1/conversations/search/ api/v1/teams/
     api/v1/invitations/ api/v1/invitations/<uuid:pk>/ api/v1/me/limits/

@@ -3,10 +3,12 @@ from http import HTTPStatus
 from typing import Any
 
 import pytest
+from django.core.cache import cache
 from django.test import Client
 from django.utils import timezone
 
-from accounts.models import User
+from accounts.models import Team, User
+from gateway.models import UsageRecord
 from models_admin.models import Instance, Node, ServedModel
 from models_admin.states import InstanceState
 from monitoring.models import Sample
@@ -96,3 +98,25 @@ def test_a_replicas_figures_are_for_administrators(member: Client) -> None:
     found = member.get(path).json()
     assert found["generated_tokens_s"] == 41.5
     assert found["slots"] is None
+
+
+def test_requests_are_counted_for_all_and_for_each_model_one_may_use(member: Client) -> None:
+    served = {
+        slug: serve(f"http://127.0.0.1:{port}", "key", slug=slug) for port, slug in ((9, "a"), (10, "b"))
+    }
+    served["b"].teams.add(Team.objects.create(name="others"))
+    cache.clear()
+    for slug, ms in (("a", 100.0), ("a", 300.0), ("b", 50.0)):
+        UsageRecord.objects.create(
+            at=timezone.now(), model_slug=slug, finish="stop", door="api", total_ms=ms, completion_tokens=7
+        )
+
+    found = member.get("/api/v1/statistics/", {"window": "1h"}).json()
+
+    assert (found["window"], found["capped"], found["total"]["requests"]) == ("1h", False, 3)
+    assert [*found["models"]] == ["a"]
+    assert (found["models"]["a"]["mean_ms"], found["models"]["a"]["completion_tokens"]) == (200.0, 14)
+    assert sum(bar["requests"] for bar in found["total"]["distribution"]) == 3
+    assert member.get("/api/v1/statistics/").json()["window"] == "5m"
+    wrong = member.get("/api/v1/statistics/", {"window": "1w"})
+    assert (wrong.status_code, wrong.json()["param"]) == (HTTPStatus.BAD_REQUEST, "window")
