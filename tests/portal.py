@@ -132,6 +132,14 @@ class Portal:
         """The processes under the supervisor, by name: web, generator, node, worker, beat, postgres, valkey."""
         return Record(self.data_dir / "run" / "processes.json").pids()
 
+    def wait_pids(self, names: set[str], timeout: float = 60) -> dict[str, int]:
+        """Wait until exactly these processes run; some start only when the first answer. Returns their pids."""
+        deadline = time.monotonic() + timeout
+        while (pids := self.pids).keys() != names:
+            assert time.monotonic() < deadline, f"{set(pids)} run instead of {names}:\n{self.output()}"
+            time.sleep(0.1)
+        return pids
+
     def llama_servers(self) -> list[int]:
         """The pids of the running instances, as the database says."""
         rows = self.query(

@@ -18,6 +18,7 @@ from tests.portal import Portal
 pytestmark = [pytest.mark.portal, pytest.mark.timeout(240)]
 
 PORTAL = {"web", "generator", "worker", "node", "beat"}
+EVERYTHING = PORTAL | {"postgres", "valkey"}
 SECOND_START_S = 10
 STOP_S = 10
 PATIENCE_S = 30
@@ -35,7 +36,7 @@ def test_it_starts_stops_without_leaving_anything_and_starts_again_quickly(own_p
     own_portal.env["ADMIN_PASSWORD"] = ""
     own_portal.start().wait_ready()
     own_portal.wait_output("llamaproj is ready at")
-    assert set(own_portal.pids) == PORTAL | {"postgres", "valkey"}
+    own_portal.wait_pids(EVERYTHING)
     assert re.search(r"Sign in as admin with the password \S{12,} \(shown this once", own_portal.output())
     began = time.monotonic()
     assert own_portal.stop(signal.SIGINT) == 0
@@ -58,7 +59,7 @@ def test_after_kill_9_up_works_and_adopts_the_models_that_run(own_portal):
     own_portal.env["DEMO_MODEL"] = "1"
     own_portal.start().wait_ready(models=1)
     [llama_server] = own_portal.llama_servers()
-    before = [psutil.Process(pid) for pid in own_portal.pids.values()]
+    before = [psutil.Process(pid) for pid in own_portal.wait_pids(EVERYTHING).values()]
     own_portal.kill()
     own_portal.start().wait_ready(models=1)
     assert not [process for process in before if is_alive(process)]
@@ -75,7 +76,7 @@ def test_after_kill_9_up_works_and_adopts_the_models_that_run(own_portal):
 
 def test_who_is_killed_comes_back(own_portal):
     own_portal.start().wait_ready()
-    own_portal.wait_output("llamaproj is ready at")
+    own_portal.wait_pids(EVERYTHING)
     for name in ("web", "generator", "postgres", "valkey"):
         before = own_portal.pids
         os.kill(before[name], signal.SIGKILL)
@@ -139,7 +140,7 @@ def test_given_services_are_used_and_the_embedded_ones_never_start(own_portal):
     own_portal.env |= {"DATABASE_URL": url, "REDIS_URL": f"unix://{env.socket_dir()}/valkey.sock?db=7"}
     try:
         own_portal.start().wait_ready()
-        assert set(own_portal.pids) == PORTAL
+        own_portal.wait_pids(PORTAL)
         assert not (own_portal.data_dir / "postgres").exists()
         assert not (own_portal.data_dir / "valkey").exists()
         assert own_portal.query("SELECT username FROM accounts_user") == [("admin",)]
