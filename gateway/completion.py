@@ -309,7 +309,7 @@ def _unsaid_prompt(meter: Meter, ticket: Ticket | None) -> int:
     """The prompt's tokens as they were estimated, where the end that counts them never came: who hangs up before it
     pays for what was read."""
     was_read = meter.first_token is not None or (meter.routed is not None and meter.error is None)
-    return ticket.ask.prompt_tokens if ticket is not None and was_read else 0
+    return ticket.ask.prompt_tokens if ticket is not None and was_read and not ticket.ask.light else 0
 
 
 @database_sync_to_async
