@@ -241,3 +241,24 @@ def test_what_a_page_is_refused_leads_back_to_it(signed_in):
     expect(page.get_by_text("stop it first")).to_be_visible()
     page.get_by_role("link", name="Back").click()
     page.wait_for_url(f"**/models/{DEMO_MODEL}/")
+
+
+def test_what_is_written_while_the_portal_is_away_is_kept(signed_in):
+    page = signed_in
+    page.goto("/")
+    message, send = (
+        page.get_by_role("textbox", name="Message"),
+        page.get_by_role("button", name="Send", exact=True),
+    )
+    page.route("**/healthz", lambda route: route.abort())
+    message.fill("Say nothing more")
+    send.click()
+
+    expect(page.locator("#composer-error")).to_contain_text("can't be reached")
+    expect(message).to_have_value("Say nothing more")
+
+    page.unroute("**/healthz")
+    send.click()
+    page.wait_for_url("**/c/**")
+    expect(page.locator('article[data-role="user"] [data-part="text"]')).to_have_text("Say nothing more")
+    message.press("Escape")

@@ -192,6 +192,7 @@ if (messages && newText) {
 let pending = null;
 let unsure = null;
 let posting = false;
+let reached = false;
 
 const sendButton = composer?.querySelector("[data-send]");
 const stopButton = composer?.querySelector("[data-stop]");
@@ -276,6 +277,16 @@ function sendMessage() {
   return true;
 }
 
+/** Let the form post itself, once, if there is somebody to post to: an error page would take the place of the chat. */
+async function post(button) {
+  posting = true;
+  const answer = await fetch("/healthz", { cache: "no-store" }).catch(() => null);
+  reached = posting = answer?.ok ?? false;
+  if (!reached) return showError("The portal can't be reached just now. What you wrote is kept; try again in a moment.");
+  if (!messages) keepDraft(""); // the conversation it begins has its own
+  composer.requestSubmit(button);
+}
+
 if (composer) {
   const said = [...(messages?.querySelectorAll('[data-role="user"]') ?? [])].at(-1);
   const kept = draft();
@@ -297,6 +308,8 @@ if (composer) {
   });
 
   composer.addEventListener("submit", (event) => {
+    if (reached) return; // the form posts itself
+    event.preventDefault();
     const button = event.submitter ?? sendButton;
     let sent = false;
     if (button.dataset.retry) {
@@ -307,11 +320,9 @@ if (composer) {
     } else {
       sent = pending !== null || sendMessage();
     }
-    if (sent || posting) return event.preventDefault();
-    posting = true; // the form posts itself, once
-    if (!messages) keepDraft(""); // the conversation it begins has its own
+    if (!sent && !posting) post(button);
   });
-  addEventListener("pageshow", () => (posting = false));
+  addEventListener("pageshow", () => (posting = reached = false));
 
   document.addEventListener("keydown", (event) => {
     const elsewhere = document.querySelector("dialog[open], details[data-menu][open]");
