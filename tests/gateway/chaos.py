@@ -27,7 +27,7 @@ from tests.gateway.held import used_tokens, wait_until_free
 from tests.portal import Portal, new_portal
 
 MODEL = "chaos"
-STREAMS, TOKENS = 50, 16
+STREAMS, TOKENS = 50, 12
 FREE_WITHIN_S = 5.0
 # Records are written in bulk, within seconds.
 _RECORDED_WITHIN_S = 20.0

@@ -48,7 +48,11 @@ NAMES = [
     "timings_per_token", "return_progress", "return_tokens", "t_max_predict_ms", "post_sampling_probs",
     "response_fields", "user", "metadata", "store",
 ]  # fmt: skip
-LENGTHS = ["max_tokens", "max_completion_tokens", "max_output_tokens", "n_predict"]
+LENGTHS = {
+    CHAT: ["max_tokens", "max_completion_tokens", "n_predict"],
+    "/v1/completions": ["max_tokens"],
+    "/v1/responses": ["max_output_tokens"],
+}
 KINDS = {"invalid_request_error", "authentication_error", "permission_error", "rate_limit_error"}
 JSON = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=20),
@@ -132,8 +136,8 @@ async def test_bytes_that_are_no_request_are_refused_in_words(program, path, dat
     ids=repr,
 )
 async def test_absurd_lengths_are_answered_or_refused_in_words(program, value):
-    for path in (CHAT, "/v1/completions", "/v1/responses"):
-        for name in LENGTHS:
+    for path, names in LENGTHS.items():
+        for name in names:
             response = await program.send(
                 json.dumps({"model": "fake", "stop": ["e", "a", " "], "n": 1} | ASKED[path] | {name: value}),
                 path,
