@@ -114,7 +114,7 @@ class ConversationViewSet(ReadOnlyModelViewSet[Conversation]):
     @action(detail=False, filterset_class=None, search_fields=None, ordering_fields=None)
     def search(self, request: Request) -> Response:
         """Those one may read, the newest first."""
-        said = valid(AskedSearchSerializer(data=request.query_params))
+        said = valid(AskedSearchSerializer(data=request.query_params.dict()))
         return page_of(self, search.search(said["q"], reader=self._by), FoundMessageSerializer)
 
     @extend_schema(summary="Its messages", responses=MessageSerializer(many=True))
@@ -167,6 +167,8 @@ class ConversationViewSet(ReadOnlyModelViewSet[Conversation]):
     )
     def as_file(self, request: Request, pk: UUID) -> Response:
         """JSON, or markdown to read."""
+        if request.query_params.get("format") == "":
+            raise InvalidInput("Say json or markdown, or leave it out.", param="format")
         whole = self.get_queryset().prefetch_related(
             Prefetch("messages", Message.objects.select_related("generation"))
         )

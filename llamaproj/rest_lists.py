@@ -29,7 +29,10 @@ class _Sized:
     max_page_size = 200
 
     def get_page_size(self, request: Request) -> int:
-        """Raises `InvalidInput` for what can't be one."""
+        """Raises `InvalidInput` for what can't be one, and for two."""
+        for name in ("page", "page_size", "cursor"):
+            if len(request.query_params.getlist(name)) > 1:
+                raise InvalidInput("Give this once.", param=name)
         said = request.query_params.get("page_size")
         if said is None:
             return self.page_size

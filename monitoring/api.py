@@ -36,7 +36,7 @@ class MetricsView(APIView):
     )
     def get(self, request: Request) -> Response:
         """Kept for a day. 404 while there is no machine."""
-        wanted = valid(AskedMetricsSerializer(data=request.query_params))
+        wanted = valid(AskedMetricsSerializer(data=request.query_params.dict()))
         node = wanted.get("node") or Node.objects.order_by(F("last_seen").desc(nulls_last=True)).first()
         if node is None:
             raise NotFound("There is no machine yet.")
@@ -55,7 +55,7 @@ class StatisticsView(APIView):
     )
     def get(self, request: Request) -> Response:
         """Some seconds old. Of each model that one may use, and of all together."""
-        asked = valid(AskedStatisticsSerializer(data=request.query_params))
+        asked = valid(AskedStatisticsSerializer(data=request.query_params.dict()))
         known = statistics(WINDOWS[asked["window"]])
         slugs = ServedModel.objects.visible_to(person(request)).values_list("slug", flat=True)
         return Response(StatisticsSerializer(replace(known, models=only(known.models, slugs))).data)

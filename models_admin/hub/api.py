@@ -27,7 +27,7 @@ class SearchView(APIView):
     )
     def get(self, request: Request) -> Response:
         """Those most often downloaded first. 503 where the hub can't be reached."""
-        said = valid(AskedSearchSerializer(data=request.query_params))
+        said = valid(AskedSearchSerializer(data=request.query_params.dict()))
         return Response(FoundSerializer(hub.search(said["q"]), many=True).data)
 
 
@@ -43,7 +43,7 @@ class RepositoryView(APIView):
     )
     def get(self, request: Request) -> Response:
         """Its models, and whether they would fit on each machine. 404 where the hub doesn't know it."""
-        said = valid(AskedRepositorySerializer(data=request.query_params))
+        said = valid(AskedRepositorySerializer(data=request.query_params.dict()))
         found = hub.look(said["name"], said["revision"])
         models = fragments.offers_of(found, list(Node.objects.alive()), PortalConfig.current())
         shown = {

@@ -143,6 +143,7 @@ def test_a_conversation_is_exported_as_json_and_markdown(ada: User, begun: Conve
             "## fake",
             "Because of **scattering**.",
         ]
+    refused(call(ada, "get", path + "?format="), HTTPStatus.BAD_REQUEST, "invalid_request", "format")
     missing = call(ada, "get", f"conversations/{uuid4()}/export/?format=markdown")
     refused(missing, HTTPStatus.NOT_FOUND, "not_found")
 
@@ -227,6 +228,8 @@ def test_conversations_are_filtered_searched_and_ordered(ada: User, served: Serv
     assert titles("search=pear") == ["Pears"]
     assert titles("model=other") == []
     assert titles("mine=false") == []
+    for wrong, param in (("page=2&page=1", "page"), ("mine=", "mine"), ("ordering=", "ordering")):
+        refused(call(ada, "get", "conversations/?" + wrong), HTTPStatus.BAD_REQUEST, "invalid_request", param)
 
 
 def test_words_are_found_in_what_one_may_read(ada: User, begun: Conversation, served: ServedModel) -> None:

@@ -62,6 +62,7 @@ def test_a_machines_figures_come_in_steps(member: Client, node: Node) -> None:
     [
         ("node", {"node": "elsewhere"}),
         ("start", {"start": "yesterday"}),
+        ("end", {"end": ""}),
         ("start", {"start": "2030-01-01T00:00:00Z", "end": "2029-01-01T00:00:00Z"}),
         ("step_seconds", {"step_seconds": 0}),
         ("step_seconds", {"step_seconds": 2, "start": "2001-01-01T00:00:00Z"}),
