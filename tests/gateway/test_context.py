@@ -1,6 +1,7 @@
 """The longest prompt and answer somebody may have, where that is less than the model's own: with the real engine."""
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -12,7 +13,7 @@ from gateway import admission
 from gateway.models import Limit
 from gateway.upstream import close_session
 from models_admin.models import ServedModel
-from tests.conftest import Engine
+from tests.gateway.engines import OwnEngine, running
 from tests.gateway.program import CHAT, Program, payloads, text_of
 from tests.serving import serve
 
@@ -29,8 +30,14 @@ ASKED: dict[str, dict[str, Any]] = {
 ENDLESS = {"model": "fake", "ignore_eos": True}
 
 
+@pytest.fixture(scope="module")
+def engine(demo_model: Path) -> Iterator[OwnEngine]:
+    with running(demo_model, "--ctx-size", "1024") as engine:
+        yield engine
+
+
 @pytest.fixture
-async def user(engine: Engine) -> AsyncIterator[User]:
+async def user(engine: OwnEngine) -> AsyncIterator[User]:
     def make() -> User:
         serve(engine.base_url, engine.api_key)
         return User.objects.create_user("ada")
@@ -121,10 +128,10 @@ async def test_the_least_of_several_limits_holds_and_a_team_of_others_has_none(p
 
 
 async def test_a_changed_limit_holds_from_the_next_request(program, user):
-    assert (await program.post(ENDLESS | ASKED[CHAT] | {"max_tokens": 80})).status_code == 200
+    assert (await program.post(ENDLESS | ASKED[CHAT] | {"max_tokens": 30})).status_code == 200
     await limit(user=user, context_tokens=MOST)
 
-    answer = (await program.post(ENDLESS | ASKED[CHAT] | {"max_tokens": 80})).json()
+    answer = (await program.post(ENDLESS | ASKED[CHAT] | {"max_tokens": 30})).json()
 
     assert total_of(answer) == MOST
 
