@@ -27,6 +27,8 @@ from tests.gateway.held import used_tokens, wait_until_free
 from tests.portal import Portal, new_portal
 
 MODEL = "chaos"
+# So many are to be in the middle of their answers: more than one replica's.
+_WRITING = 6
 STREAMS, TOKENS = 50, 12
 FREE_WITHIN_S = 5.0
 # Records are written in bulk, within seconds.
@@ -195,16 +197,20 @@ class Chaos:
                     answer.hear(line[6:].decode().strip())
 
     async def _kill_one(self, answers: list[Answer]) -> int:
-        """Once some write, a moment later. Returns how many wrote just then."""
+        """Once so many have ended, while others write. Returns how many wrote just then."""
         before = self.portal.llama_servers()
+        ended, far = self.dice.randrange(STREAMS // 2), self.dice.randint(1, _TELLING_CHARS + 1)
         async with asyncio.timeout(60):
-            while not any(len(one.text) > _TELLING_CHARS for one in answers):
-                await asyncio.sleep(0.01)
-        await asyncio.sleep(self.dice.uniform(0, 2))
+            while True:
+                writing = [one for one in answers if one.text and not one.is_done]
+                is_far = sum(len(one.text) >= far for one in writing) >= _WRITING
+                if is_far and sum(one.is_done for one in answers) >= ended:
+                    break
+                await asyncio.sleep(0.002)
         os.kill(self.dice.choice(before), signal.SIGKILL)
         for one in answers:
             one.text_at_kill = one.text
-        return sum(bool(one.text) and not one.is_done for one in answers)
+        return len(writing)
 
     def _wrong_in_the_books(self) -> list[str]:
         """What counts against limits and isn't recorded, or the other way round."""
