@@ -41,7 +41,7 @@ from models_admin.models import Download, ExternalServer, Instance, ModelFile, N
 from tests.hub_server import HubServer
 from tests.serving import serve
 
-pytestmark = [pytest.mark.django_db, pytest.mark.slow]
+pytestmark = [pytest.mark.django_db, pytest.mark.slow, pytest.mark.timeout(600)]
 
 EXAMPLES = int(os.environ.get("SCHEMA_EXAMPLES", "3"))
 ROOT = "/api/v1/"
