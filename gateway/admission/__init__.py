@@ -7,7 +7,7 @@ from channels.db import database_sync_to_async
 from gateway.admission import callers, catalog
 from gateway.admission.callers import Caller
 from gateway.admission.gate import gate, stop
-from gateway.admission.ledger import Use, use_of
+from gateway.admission.ledger import Use, use_of, used_in_a_day
 from gateway.admission.tickets import Ask, Ticket, Waiting, admit, leave
 from models_admin.models import ServedModel
 
@@ -27,6 +27,7 @@ __all__ = [
     "start",
     "stop",
     "use_of",
+    "used_in_a_day",
 ]
 
 

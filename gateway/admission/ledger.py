@@ -50,6 +50,12 @@ def _use(row: Iterable[int]) -> dict[str, int | None]:
     return {name: None if count < 0 else count for name, count in zip(METRICS, row, strict=True)}
 
 
+def used_in_a_day(kind: str, pk: object, metric: str) -> int:
+    """Tokens of the last day as the records have them: for a window that no request has begun yet."""
+    number = next(number for number, name in enumerate(METRICS, 1) if name == metric)
+    return sum(_past(name_of(kind, pk), number).values())
+
+
 def refusal(kind: bytes, subjects: Sequence[Subject], rest: Sequence[Any]) -> LimitReached:
     """Which limit of whom, in a sentence, and when there is room again."""
     place, metric, limit = int(rest[0]), int(rest[1]), int(rest[2])
@@ -95,14 +101,13 @@ async def seed(gate: Gate, windows: Iterable[str]) -> None:
     arguments: list[str | int] = []
     for window in windows:
         subject, _, metric = window.rpartition(":")
-        past = await _past(subject, int(metric))
+        past = await database_sync_to_async(_past)(subject, int(metric))
         arguments += (subject, int(metric), len(past))
         for bucket, amount in past.items():
             arguments += (bucket, amount)
     await gate.run(scripts.SEED, *arguments)
 
 
-@database_sync_to_async
 def _past(subject: str, metric: int) -> dict[int, int]:
     """Tokens of the last day by half hours, as the scripts number them."""
     kind, _, pk = subject.partition(":")

@@ -7,7 +7,7 @@ from django.db.models import Q
 from redis import RedisError
 
 from accounts.models import ApiKey, Membership, Team, User
-from gateway.admission import Use, use_of
+from gateway.admission import Use, use_of, used_in_a_day
 from gateway.limits.actions import NUMBERS
 from gateway.limits.subjects import KINDS, Subject, called, kind_of, subject_of
 from gateway.models import Limit
@@ -21,6 +21,7 @@ WORDS = {
     "concurrent_requests": "requests at a time",
     "context_tokens": "tokens of one request, prompt and answer",
 }
+_OF_A_DAY = {"prompt_tokens_per_day", "completion_tokens_per_day"}
 
 
 @dataclass(frozen=True)
@@ -75,8 +76,8 @@ def own_limits(user: User) -> list[LimitUse]:
         asked.append((kind, subject.pk))
     uses, known = _uses(asked)
     return [
-        LimitUse(kind, called(subject), _amounts(limit, use), known)
-        for (kind, limit, subject), use in zip(rows, uses, strict=True)
+        LimitUse(kind, called(subject), _amounts(limit, use, one), known)
+        for (kind, limit, subject), use, one in zip(rows, uses, asked, strict=True)
     ]
 
 
@@ -90,12 +91,19 @@ def _uses(asked: Sequence[tuple[str, object]]) -> tuple[Sequence[Use | None], bo
         return [None] * len(asked), False
 
 
-def _amounts(limit: Limit, use: Use | None) -> tuple[Amount, ...]:
+def _amounts(limit: Limit, use: Use | None, subject: tuple[str, object]) -> tuple[Amount, ...]:
     found = []
     for name in NUMBERS:
         most = getattr(limit, name)
         if most is not None:
-            # What no request has touched yet isn't counted yet.
-            used = None if use is None or name == "context_tokens" else getattr(use, name) or 0
+            used = None if use is None or name == "context_tokens" else _used(use, name, subject)
             found.append(Amount(name, most, used))
     return tuple(found)
+
+
+def _used(use: Use, name: str, subject: tuple[str, object]) -> int:
+    """What no request has touched yet isn't counted yet; of a day the records know it."""
+    counted: int | None = getattr(use, name)
+    if counted is None:
+        return used_in_a_day(*subject, name) if name in _OF_A_DAY else 0
+    return counted

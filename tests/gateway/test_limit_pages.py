@@ -12,7 +12,7 @@ from accounts.key_rights import KeyRights
 from accounts.models import AuditEntry, Membership, Team, User
 from gateway.admission import Use
 from gateway.limits import use
-from gateway.models import Limit
+from gateway.models import Limit, UsageRecord
 from tests.serving import serve
 
 pytestmark = pytest.mark.django_db
@@ -233,6 +233,15 @@ def test_nothing_used_yet_is_nothing(ada):
         ("requests_per_minute", 0),
         ("context_tokens", None),
     ]
+
+
+def test_a_day_that_no_request_has_begun_yet_is_known_from_the_records(ada):
+    Limit.objects.create(user=ada, prompt_tokens_per_day=1000)
+    UsageRecord.objects.create(user=ada, model_slug="m", door="api", finish="stop", prompt_tokens=70)
+
+    [amount] = call(member(ada), "get", "me/limits/").json()[0]["amounts"]
+
+    assert amount["used"] == 70
 
 
 def test_a_key_without_read_sees_no_limits(ada):
