@@ -5,6 +5,7 @@ same answer: id, time and model stay, the role isn't said again, tokens are summ
 taken up like this; tool calls, thoughts, probabilities and answers bound to a grammar can't.
 """
 
+import re
 from typing import Any
 
 import orjson
@@ -27,6 +28,8 @@ _MORE_THAN_TEXT = (
     "json_schema",
     "echo",
 )
+# The delta of a chunk that is a piece of text and nothing else, as llama-server writes it.
+_TEXT = re.compile(rb'"delta":\{"content":("(?:[^"\\]|\\.)*")\}')
 # What the delta of a text has.
 _PLAIN = {"role", "content"}
 _SAME = ("id", "created", "model", "system_fingerprint", "object")
@@ -114,13 +117,24 @@ class Continuation:
 
     def _read(self) -> None:
         """Take text out of the events."""
-        for payload in sse.payloads(b"".join(self._unread)):
-            if payload != sse.DONE:
-                self._read_chunk(orjson.loads(payload))
+        events = b"".join(self._unread)
+        texts = _TEXT.findall(events)
+        # Nearly all are a piece of text and nothing else: those are read together.
+        if self._same and len(texts) == events.count(b"data:") == events.count(b'"finish_reason":null'):
+            self._take([text for text in orjson.loads(b"[" + b",".join(texts) + b"]") if text])
+        else:
+            for payload in sse.payloads(events):
+                if payload != sse.DONE:
+                    self._read_chunk(orjson.loads(payload))
         self._unread, self._unread_bytes = [], 0
         if self._chars > _MOST_CHARS:
             self._is_possible = False
             self._texts = []
+
+    def _take(self, texts: list[str]) -> None:
+        self._texts += texts
+        self._chars += sum(map(len, texts))
+        self.tokens += len(texts)
 
     def _read_chunk(self, chunk: dict[str, Any]) -> None:
         if not self._same:
@@ -130,9 +144,7 @@ class Continuation:
             if not delta.keys() <= _PLAIN and any(delta[name] for name in delta.keys() - _PLAIN):
                 self._is_possible = False
             if text := delta.get("content"):
-                self._texts.append(text)
-                self._chars += len(text)
-                self.tokens += 1
+                self._take([text])
             if choice.get("finish_reason"):
                 self.is_finished = True
 

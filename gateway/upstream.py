@@ -9,6 +9,7 @@ import asyncio
 import re
 import socket
 import weakref
+from collections.abc import Coroutine
 from typing import Any
 
 import aiohttp
@@ -93,35 +94,32 @@ class UpstreamStream:
         self._ended = False
         self._error: LlamaProjError | None = None
 
-    async def block(self) -> bytes:
+    def block(self) -> Coroutine[Any, Any, bytes]:
         """The next events, untouched; empty after the last. Raises `UpstreamLost` when they stop before their end, or
         the error that one of them tells."""
-        while not self._ended:
-            block = await self.read()
-            if not (b"[DONE]" in block or b'"error"' in block or b"event: response." in block):
-                return block
-            if _ERROR in block and sse.begins_with(block, _ERROR):
-                block = self._cut_at_error(block)
-            elif any(end in block and sse.begins_with(block, end) for end in _ENDS):
-                self._ended = True
-            if block:
-                return block
-        if self._error is not None:
-            raise self._error
-        return b""
+        return self._next(are_known=True)
 
-    async def read(self) -> bytes:
+    def read(self) -> Coroutine[Any, Any, bytes]:
         """The next events, whatever they say. Raises `UpstreamLost` at the end of the stream."""
-        while True:
+        return self._next(are_known=False)
+
+    async def _next(self, *, are_known: bool) -> bytes:
+        # Each token passes here: one coroutine, and a look for what says more than a token.
+        while not self._ended:
             try:
                 data = await self._body.readany()
                 block = self._events.feed(data)
             except (aiohttp.ClientError, OSError, sse.LineTooLong) as error:
                 raise UpstreamLost(f"The model's server broke off: {type(error).__name__}.") from error
-            if block:
-                return block
             if not data:
                 raise UpstreamLost("The model's server broke off in mid-answer.")
+            if are_known and (b"[DONE]" in block or b'"error"' in block or b"event: response." in block):
+                block = self._look_into(block)
+            if block:
+                return block
+        if self._error is not None:
+            raise self._error
+        return b""
 
     async def whole(self, most_bytes: int = _MAX_WHOLE_BYTES) -> bytes:
         """The body of an answer that isn't streamed. Raises `UpstreamLost`, also for one that is absurdly long."""
@@ -141,6 +139,14 @@ class UpstreamStream:
             self._answer.release()
         else:
             self._answer.close()
+
+    def _look_into(self, block: bytes) -> bytes:
+        """The events up to an end, or an error."""
+        if _ERROR in block and sse.begins_with(block, _ERROR):
+            return self._cut_at_error(block)
+        if any(end in block and sse.begins_with(block, end) for end in _ENDS):
+            self._ended = True
+        return block
 
     def _cut_at_error(self, block: bytes) -> bytes:
         """The events before the error; the error itself comes up with the next question."""

@@ -117,7 +117,7 @@ class Answer:
         """Itself, once its status and headers are here."""
         try:
             while not self.status:
-                await self._wait()
+                await self._news()
         except BaseException:
             self.close()
             raise
@@ -128,7 +128,7 @@ class Answer:
         while not self._chunks:
             if self._is_complete:
                 return b""
-            await self._wait()
+            await self._news()
         chunks, self._chunks, self._size = self._chunks, [], 0
         self._wire.go_on()
         return chunks[0] if len(chunks) == 1 else b"".join(chunks)
@@ -143,18 +143,17 @@ class Answer:
         if not self._is_complete:
             self._wire.linger()
 
-    async def _wait(self) -> None:
+    def _news(self) -> "asyncio.Future[None]":
+        """Done when something has changed. Raises what ended the answer."""
         if self._error is not None:
             raise self._error
-        self._waiter = asyncio.get_running_loop().create_future()
-        try:
-            await self._waiter
-        finally:
-            self._waiter = None
+        self._waiter = self._wire.loop.create_future()
+        return self._waiter
 
     def _wake(self) -> None:
-        if self._waiter is not None and not self._waiter.done():
-            self._waiter.set_result(None)
+        waiter, self._waiter = self._waiter, None
+        if waiter is not None and not waiter.done():
+            waiter.set_result(None)
 
     # From the wire ----------------------------------------------------------------------------------------------------
 
@@ -182,7 +181,7 @@ class _Wire(asyncio.BufferedProtocol):
 
     def __init__(self, place: _Place) -> None:
         self._place = place
-        self._loop = asyncio.get_running_loop()
+        self.loop = asyncio.get_running_loop()
         self._answer: Answer | None = None
         self._timer: asyncio.TimerHandle | None = None
         self._heard = 0.0
@@ -196,8 +195,8 @@ class _Wire(asyncio.BufferedProtocol):
         if self._transport.is_closing():
             answer.end(ConnectionResetError("closed while nobody asked"))
             return answer
-        self._heard = self._loop.time()
-        self._timer = self._loop.call_later(silence_s, self._listen)
+        self._heard = self.loop.time()
+        self._timer = self.loop.call_later(silence_s, self._listen)
         self._transport.write(request)
         return answer
 
@@ -205,14 +204,14 @@ class _Wire(asyncio.BufferedProtocol):
         """There is room again."""
         if self._is_paused and not self._transport.is_closing():
             self._is_paused = False
-            self._heard = self._loop.time()
+            self._heard = self.loop.time()
             self._transport.resume_reading()
 
     def linger(self) -> None:
         """Wait for the end of an answer that nobody reads any more."""
         self.go_on()
         self._stop_timer()
-        self._timer = self._loop.call_later(_LINGER_S, self.cut)
+        self._timer = self.loop.call_later(_LINGER_S, self.cut)
 
     def cut(self) -> None:
         """Close it at once."""
@@ -232,7 +231,7 @@ class _Wire(asyncio.BufferedProtocol):
         if self._answer is None:
             self.cut()
             return
-        self._heard = self._loop.time()
+        self._heard = self.loop.time()
         try:
             self._parser.feed_data(_buffer[:nbytes])
         except httptools.HttpParserError as error:
@@ -247,7 +246,7 @@ class _Wire(asyncio.BufferedProtocol):
     def _end(self, error: OSError) -> None:
         self._stop_timer()
         with suppress(ValueError):
-            _idle_at(self._loop, self._place).remove(self)
+            _idle_at(self.loop, self._place).remove(self)
         if not self._transport.is_closing():
             self._transport.abort()
         if self._answer is not None:
@@ -257,11 +256,11 @@ class _Wire(asyncio.BufferedProtocol):
     def _listen(self) -> None:
         """Whether the server is silent: one timer an answer, not one a token."""
         assert self._answer is not None
-        silent_s = 0.0 if self._is_paused else self._loop.time() - self._heard
+        silent_s = 0.0 if self._is_paused else self.loop.time() - self._heard
         if silent_s >= self._answer.silence_s:
             self._end(TimeoutError("the server is silent"))
         else:
-            self._timer = self._loop.call_later(self._answer.silence_s - silent_s, self._listen)
+            self._timer = self.loop.call_later(self._answer.silence_s - silent_s, self._listen)
 
     def _stop_timer(self) -> None:
         if self._timer is not None:
@@ -294,9 +293,9 @@ class _Wire(asyncio.BufferedProtocol):
         self._stop_timer()
         answer, self._answer = self._answer, None
         self.go_on()
-        idle = _idle_at(self._loop, self._place)
+        idle = _idle_at(self.loop, self._place)
         if self._parser.should_keep_alive() and len(idle) < _MOST_IDLE:
-            self._timer = self._loop.call_later(_IDLE_S, self.cut)
+            self._timer = self.loop.call_later(_IDLE_S, self.cut)
             idle.append(self)
         else:
             self._transport.close()

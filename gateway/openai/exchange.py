@@ -75,9 +75,9 @@ class Exchange:
         self._is_stream = True
         await self._start(200, [*_EVENTS, *more])
 
-    async def write(self, events: bytes) -> None:
-        """Events of the answer. Returns when the client has room for more."""
-        await self._send({"type": "http.response.body", "body": events, "more_body": True})
+    def write(self, events: bytes) -> Awaitable[None]:
+        """Events of the answer. Done when the client has room for more."""
+        return self._send({"type": "http.response.body", "body": events, "more_body": True})
 
     async def end(self) -> None:
         """The end of an answer of events."""
