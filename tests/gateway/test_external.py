@@ -139,7 +139,8 @@ async def test_absurd_numbers_of_tokens_are_no_numbers(server, served, api):
 
     assert (await events(await api.post(ask(stream=True))))[-1] == "[DONE]"
     record = await the_record()
-    assert (record.prompt_tokens, record.completion_tokens) == (0, 0)
+    # For a prompt that nobody counted stands its estimate.
+    assert (record.prompt_tokens, record.completion_tokens) == (4, 0)
 
 
 @pytest.mark.parametrize("conduct", ["cut", "error", "garbage"])
