@@ -104,7 +104,7 @@ def test_a_closed_file_is_tried_again_at_every_scan(
     known = row(path).content_id
     os.utime(path)
     with monkeypatch.context() as closed:
-        closed.setattr("models_admin.files.gguf_header.os.open", _refuse)
+        closed.setattr("models_admin.files.gguf_source.os.open", _refuse)
         assert catalog.scan(node).broken == 1
         assert "Permission denied" in row(path).error
         # It may be in order: what else has its content is found by it.
