@@ -20,7 +20,7 @@ from tests.portal import Portal
 
 MODELS = 10
 ROOM_FOR = 3
-REQUESTS = int(os.environ.get("HOUR_REQUESTS", "10"))
+REQUESTS = int(os.environ.get("HOUR_REQUESTS", "5"))
 CLIENTS = 3
 PATIENCE_S = 120
 
