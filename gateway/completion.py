@@ -54,7 +54,8 @@ class Call:
 
     `endpoint` is the path below /v1, and `body` the request as the OpenAI API has it; `patience_s` bounds the wait for
     a replica; replicas in `avoid` have just failed the caller. `hops` counts the portals that have passed it on.
-    `thread` names what the prompt begins with, where somebody knows that better than the prompt.
+    `thread` names what the prompt begins with, where somebody knows that better than the prompt. `on_revoked` is told
+    when the caller has lost their rights and the answer ends for it.
     """
 
     caller: Caller
@@ -68,6 +69,7 @@ class Call:
     request_id: str = ""
     thread: str = ""
     on_wait: Callable[[Waiting], None] = lambda waiting: None
+    on_revoked: Callable[[], None] = lambda: None
 
     @property
     def path(self) -> str:
@@ -108,6 +110,7 @@ class Stream:
         self._upstream: dialect.Source | None = None
         self._first = b""
         self.meter = meter
+        self.settling: asyncio.Task[None] | None = None
 
     @property
     def replica(self) -> Replica:
@@ -234,6 +237,13 @@ class Stream:
             self._opening.cancel()
         elif self._upstream is not None:
             self._upstream.close()
+            # Who is writing to a client that reads no more sees it only when that connection ends.
+            if self.meter.finish == UsageRecord.Finish.CANCELLED:
+                self.meter.fail(error)
+            self.settling = asyncio.create_task(
+                _settle(self._call, self.meter, self._ticket), name="settle-revoked"
+            )
+        self._call.on_revoked()
 
     def close(self) -> None:
         """Close the connection to the replica."""
@@ -253,6 +263,7 @@ async def run(call: Call) -> AsyncIterator[Stream]:
         raise CircularRoute
     meter = Meter()
     ticket: Ticket | None = None
+    stream: Stream | None = None
     try:
         ticket = await admission.admit(call.ask())
         stream = Stream(call, ticket, meter)
@@ -265,7 +276,8 @@ async def run(call: Call) -> AsyncIterator[Stream]:
         meter.fail(error)
         raise
     finally:
-        await asyncio.shield(_settle(call, meter, ticket))
+        settling = stream.settling if stream is not None else None
+        await asyncio.shield(settling or _settle(call, meter, ticket))
 
 
 async def _settle(call: Call, meter: Meter, ticket: Ticket | None) -> None:

@@ -57,6 +57,7 @@ async def application(scope: Message, receive: Receive, send: Send) -> None:
         words = f"Something went wrong here; the logs know it as {exchange.request_id}."
         await exchange.fail(LlamaProjError(words))
     finally:
+        exchange.close()
         access_log.info(
             "request_finished",
             request=f"{exchange.method} {exchange.path}",
@@ -101,6 +102,7 @@ async def _complete(exchange: Exchange, endpoint: Endpoint) -> None:
         hops=headers.hops(exchange.header(headers.HOPS)),
         request_id=exchange.request_id,
         on_wait=patience.hear,
+        on_revoked=exchange.end_soon,
     )
     async with exchange.attended():
         if call.is_streamed:

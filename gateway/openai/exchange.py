@@ -18,6 +18,8 @@ Receive = Callable[[], Awaitable[Message]]
 Send = Callable[[Message], Awaitable[None]]
 
 MOST_BYTES = 16 * 1024 * 1024
+# What is said last has so long to be read.
+_GRACE_S = 5.0
 _JSON: Headers = [(b"content-type", b"application/json")]
 _EVENTS: Headers = [(b"content-type", b"text/event-stream"), (b"x-accel-buffering", b"no")]
 
@@ -36,6 +38,7 @@ class Exchange:
         self.error_code = ""
         self.is_over = False
         self._is_stream = False
+        self._cutting: asyncio.TimerHandle | None = None
 
     def header(self, name: bytes) -> str:
         """A request's header; empty without it."""
@@ -103,6 +106,25 @@ class Exchange:
             *headers.cross_origin(self.header(b"origin")),
         ]
         await self._send({"type": "http.response.start", "status": status, "headers": said})
+
+    # Our end ----------------------------------------------------------------------------------------------------------
+
+    def end_soon(self) -> None:
+        """Cut the connection off if the exchange isn't over in a moment: its client may have stopped reading."""
+        if self._cutting is None:
+            self._cutting = asyncio.get_running_loop().call_later(_GRACE_S, self._cut)
+
+    def close(self) -> None:
+        """The exchange is over; its connection may be used for another."""
+        if self._cutting is not None:
+            self._cutting.cancel()
+
+    def _cut(self) -> None:
+        # ASGI has no word for this. uvicorn's `send` is a method of what holds the connection; with another server it
+        # lasts until the client's end does.
+        transport = getattr(getattr(self._send, "__self__", None), "transport", None)
+        if transport is not None:
+            transport.abort()
 
     # The client's end -------------------------------------------------------------------------------------------------
 
