@@ -6,6 +6,8 @@ vouched for the same address, and never an administrator's account: its owner co
 
 from typing import Any
 
+import requests
+import structlog
 from allauth.account.models import EmailAddress
 from allauth.socialaccount.adapter import DefaultSocialAccountAdapter
 from allauth.socialaccount.models import SocialLogin
@@ -18,7 +20,9 @@ from accounts.models import Team, User
 from accounts.teams import actions, invitations
 from accounts.teams.join import SESSION_KEY
 from llamaproj import env
-from llamaproj.errors import Conflict, LlamaProjError
+from llamaproj.errors import Conflict, LlamaProjError, Unavailable
+
+log = structlog.get_logger(__name__)
 
 
 def vouch_for_address(user: User) -> None:
@@ -32,6 +36,12 @@ class AccountExists(Conflict):
     """This address has an account. Sign in to it with its password, then connect it on the page “Single sign-on”."""
 
     code = "account_exists"
+
+
+class ServerAway(Unavailable):
+    """The server for single sign-on doesn't answer as it should. Try again in a moment, or use your password."""
+
+    code = "sign_on_unavailable"
 
 
 class SingleSignOn(DefaultSocialAccountAdapter):
@@ -74,6 +84,25 @@ class SingleSignOn(DefaultSocialAccountAdapter):
                 audit.record(None, "team.create", team, team=team)
             actions.add(team, user, role="member", by=None)
         return user
+
+    def get_requests_session(self) -> requests.Session:
+        """How the server is asked: what can't be read or doesn't come is said in words, as `ServerAway`."""
+        session: requests.Session = super().get_requests_session()
+        ask = session.request
+
+        def request(method: str, url: str, **options: Any) -> requests.Response:
+            try:
+                answer = ask(method, url, **options)
+                if method == "GET":
+                    answer.raise_for_status()
+                    answer.json()
+            except requests.RequestException as error:
+                log.warning("sign_on_server_away", url=url, error=str(error))
+                raise ServerAway from error
+            return answer
+
+        session.request = request  # type: ignore[method-assign,assignment]  # as allauth sets its timeout
+        return session
 
     def send_notification_mail(self, template_prefix: str, user: User, *args: Any, **kwargs: Any) -> None:
         """The portal sends no mail: the audit trail hears of it."""

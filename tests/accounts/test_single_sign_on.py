@@ -85,6 +85,26 @@ def test_somebody_new_comes_in_and_comes_back(client, monkeypatch):
     assert User.objects.count() == 1
 
 
+@pytest.mark.parametrize(
+    "address", ["http://localhost:1", "{server}/nothing-here"], ids=["silent", "not such a server"]
+)
+def test_a_server_that_is_away_is_said_in_words(client, server, settings, address):
+    [app] = settings.SOCIALACCOUNT_PROVIDERS["openid_connect"]["APPS"]
+    app["settings"]["server_url"] = address.format(server=server)
+
+    page = client.post("/accounts/oidc/sso/login/")
+
+    assert page.status_code == HTTPStatus.SERVICE_UNAVAILABLE
+    assert "single sign-on" in page.content.decode()
+
+
+def test_the_way_to_the_own_connections_is_shown_where_there_is_one(client, settings):
+    client.force_login(User.objects.create_user("ben"))
+    assert "/accounts/sso/" in client.get("/settings/security/").content.decode()
+    settings.SOCIALACCOUNT_PROVIDERS = {"openid_connect": {"APPS": []}}
+    assert "/accounts/sso/" not in client.get("/settings/security/").content.decode()
+
+
 def test_nobody_new_comes_in_where_that_is_closed(client, monkeypatch):
     monkeypatch.setattr(env, "OIDC_SIGNUP", "closed")
 
