@@ -201,7 +201,8 @@ class Stream:
         self.close()
         body = so_far.request()
         if so_far.is_finished or (body is not None and so_far.is_full):
-            return so_far.last_events()
+            prompt_tokens = await self._prompt_tokens() if so_far.lacks_usage else 0
+            return so_far.last_events(prompt_tokens, self.meter.cached_tokens)
         if body is None:
             raise lost
         log.warning("an answer goes on elsewhere", instance=str(self.replica.pk), tokens=so_far.tokens)
@@ -215,6 +216,18 @@ class Stream:
         assert self._upstream is not None
         self._upstream = Rest(self._upstream, so_far)
         return so_far.rewrite(self._first) or await self._upstream.block()
+
+    async def _prompt_tokens(self) -> int:
+        """The prompt's tokens where the replica that read it can't tell any more: as another one counts them, else as
+        they were estimated."""
+        if self.meter.prompt_tokens:
+            return self.meter.prompt_tokens
+        others = (one for pk, one in self._ticket.model.ready.items() if pk != self.replica.pk)
+        other = next(others, None)
+        counted = (
+            await context.count(other, self._call.endpoint, self._call.body) if other is not None else None
+        )
+        return self._ticket.ask.prompt_tokens if counted is None else counted
 
     async def payloads(self) -> AsyncIterator[bytes]:
         """The JSON of every event. Raises the same."""

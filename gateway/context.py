@@ -24,7 +24,7 @@ async def fit(replica: Replica, endpoint: str, body: dict[str, Any], most_tokens
 
     The replica's own tokenizer counts; where it can't, a prompt is refused only if it certainly is too long.
     """
-    counted = await _count(replica, endpoint, body)
+    counted = await count(replica, endpoint, body)
     if counted is None:
         counted = prompt.size_of(endpoint, body).prompt_tokens
         if counted <= most_tokens * 2:
@@ -42,7 +42,7 @@ async def fit(replica: Replica, endpoint: str, body: dict[str, Any], most_tokens
         body[own] = room
 
 
-async def _count(replica: Replica, endpoint: str, body: dict[str, Any]) -> int | None:
+async def count(replica: Replica, endpoint: str, body: dict[str, Any]) -> int | None:
     """The prompt's tokens; None where the replica doesn't say."""
     path = _COUNTERS.get(endpoint)
     if path is None or replica.external is not None:

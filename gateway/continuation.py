@@ -54,6 +54,7 @@ class Continuation:
         self._same: dict[str, Any] = {}
         self._is_possible = is_possible(body)
         self._tokens_before = self._fruitless = 0
+        self._has_usage = False
         self.tokens = 0
         self.is_finished = False
 
@@ -87,12 +88,26 @@ class Continuation:
         most = prompt.longest_answer(self._body)
         return most is not None and 0 < most <= self.tokens
 
-    def last_events(self) -> bytes:
+    @property
+    def lacks_usage(self) -> bool:
+        """Whether the client has asked what the answer took, and hasn't been told."""
+        options = self._body.get("stream_options")
+        return isinstance(options, dict) and bool(options.get("include_usage")) and not self._has_usage
+
+    def last_events(self, prompt_tokens: int = 0, cached_tokens: int = 0) -> bytes:
         """The end of an answer whose replica died just before it could say so."""
-        if self.is_finished:
-            return sse.DONE_EVENT
-        choice = {"index": 0, "delta": {}, "finish_reason": "length"}
-        return sse.event(orjson.dumps(self._same | {"choices": [choice]})) + sse.DONE_EVENT
+        chunks: list[dict[str, Any]] = []
+        if not self.is_finished:
+            chunks.append({"choices": [{"index": 0, "delta": {}, "finish_reason": "length"}]})
+        if self.lacks_usage:
+            usage = {
+                "completion_tokens": self.tokens,
+                "prompt_tokens": prompt_tokens,
+                "total_tokens": prompt_tokens + self.tokens,
+                "prompt_tokens_details": {"cached_tokens": cached_tokens},
+            }
+            chunks.append({"choices": [], "usage": usage})
+        return b"".join(sse.event(orjson.dumps(self._same | chunk)) for chunk in chunks) + sse.DONE_EVENT
 
     def rewrite(self, block: bytes) -> bytes:
         """Events of the new replica as the rest of the old one's answer; empty for those that say nothing new."""
@@ -139,6 +154,7 @@ class Continuation:
     def _read_chunk(self, chunk: dict[str, Any]) -> None:
         if not self._same:
             self._same = {name: chunk[name] for name in _SAME if name in chunk}
+        self._has_usage = self._has_usage or bool(chunk.get("usage"))
         for choice in chunk.get("choices") or ():
             delta = choice.get("delta") or {}
             if not delta.keys() <= _PLAIN and any(delta[name] for name in delta.keys() - _PLAIN):

@@ -73,6 +73,37 @@ def test_an_answer_that_has_its_length_ends_there():
     assert done == sse.DONE
 
 
+def test_an_answer_that_has_its_length_ends_with_its_sums_where_they_were_asked_for():
+    so_far = begun(ASKED | {"max_tokens": 2, "stream_options": {"include_usage": True}})
+    so_far.request()
+
+    assert so_far.lacks_usage
+    end, sums, done = sse.payloads(so_far.last_events(12, 4))
+    assert json.loads(end)["choices"][0]["finish_reason"] == "length"
+    assert json.loads(sums)["choices"] == []
+    assert json.loads(sums)["id"] == "first"
+    assert json.loads(sums)["usage"] == {
+        "prompt_tokens": 12,
+        "completion_tokens": 2,
+        "total_tokens": 14,
+        "prompt_tokens_details": {"cached_tokens": 4},
+    }
+    assert done == sse.DONE
+
+
+def test_an_answer_that_has_said_its_end_gets_the_sums_that_it_lacks_and_no_others():
+    so_far = begun(ASKED | {"stream_options": {"include_usage": True}})
+    so_far.see(chunk("first", {}, "stop"))
+    so_far.request()
+
+    assert so_far.is_finished
+    sums, _ = sse.payloads(so_far.last_events(12))
+    assert json.loads(sums)["usage"]["total_tokens"] == 14
+    so_far.see(sse.event(sums))
+    so_far.request()
+    assert list(sse.payloads(so_far.last_events(12))) == [sse.DONE]
+
+
 @pytest.mark.parametrize(
     "more",
     [

@@ -11,7 +11,9 @@ from accounts import key_actions
 from accounts.key_rights import KeyRights
 from accounts.models import User
 from gateway import admission
+from gateway.models import UsageRecord
 from gateway.upstream import close_session
+from gateway.usage.drain import drain
 from models_admin.models import ServedModel
 from tests.fake_engine import FakeEngine, Script
 from tests.gateway.program import Connection, Program, payloads, text_of
@@ -88,6 +90,32 @@ async def test_an_answer_goes_on_at_another_replica(engine, served, program):
     assert sum("role" in c["delta"] for one in parsed for c in one["choices"]) == 1
     assert parsed[-1]["usage"]["completion_tokens"] == 30
     assert [c["finish_reason"] for one in parsed for c in one["choices"] if c["finish_reason"]] == ["stop"]
+
+
+@pytest.mark.parametrize("with_another", [True, False])
+async def test_an_answer_that_was_full_when_its_replica_died_ends_with_its_sums(
+    engine, served, program, with_another
+):
+    async with FakeEngine() as second:
+        if with_another:
+            await in_db(add_replica)(served, second.base_url, second.api_key)
+        for one in (engine, second):
+            one.scripts = [Script(tokens=30, no_done=True)]
+        asked = ASK | {"stream_options": {"include_usage": True}, "max_tokens": 10}
+
+        response = await program.stream(asked).response()
+
+    *_, end, sums, done = payloads(response.content)
+    assert done == "[DONE]"
+    assert [one["finish_reason"] for one in json.loads(end)["choices"]] == ["length"]
+    usage = json.loads(sums)["usage"]
+    assert usage["completion_tokens"] == 10
+    # Another replica counts the prompt; without one it is estimated.
+    assert usage["prompt_tokens"] == (2 if with_another else 4)
+    await in_db(drain)()
+    record = await UsageRecord.objects.aget(request_id=response["x-request-id"])
+    assert (record.finish, record.completion_tokens) == ("length", 10)
+    assert record.prompt_tokens == usage["prompt_tokens"]
 
 
 async def test_tool_calls_do_not_go_on_but_end_with_an_error(engine, program):
