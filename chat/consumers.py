@@ -105,7 +105,7 @@ class ConversationConsumer(AsyncWebsocketConsumer):
 
     async def _do_send(self, data: dict[str, Any]) -> None:
         text, slug = data.get("text"), data.get("model")
-        if not isinstance(text, str) or not isinstance(slug, str):
+        if not isinstance(text, str) or not isinstance(slug, str) or "\0" in slug:
             raise InvalidInput("A message has a text and a model.")
         sent = await database_sync_to_async(self._send_message)(text, slug)
         # Shown here at once; what the channel layer says of them is for the other pages.

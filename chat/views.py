@@ -45,8 +45,7 @@ def conversation(request: HttpRequest, pk: UUID) -> HttpResponse:
 @require_GET
 def conversations(request: HttpRequest) -> HttpResponse:
     """All conversations, the newest first; `?q=` looks in the titles."""
-    wanted = request.GET.get("q", "").strip()
-    return _list(request, Conversation.objects.writable_by(person(request)), wanted)
+    return _list(request, Conversation.objects.writable_by(person(request)))
 
 
 @login_required
@@ -55,7 +54,7 @@ def shared(request: HttpRequest) -> HttpResponse:
     """What others share with one's teams, the newest first; `?q=` looks in the titles."""
     who = person(request)
     rows = Conversation.objects.visible_to(who).exclude(owner=who).select_related("owner", "shared_with")
-    return _list(request, rows, request.GET.get("q", "").strip(), others=True)
+    return _list(request, rows, others=True)
 
 
 @login_required
@@ -137,9 +136,8 @@ def delete(request: HttpRequest, pk: UUID) -> HttpResponse:
     return redirect("index")
 
 
-def _list(
-    request: HttpRequest, rows: QuerySet[Conversation], wanted: str, *, others: bool = False
-) -> HttpResponse:
+def _list(request: HttpRequest, rows: QuerySet[Conversation], *, others: bool = False) -> HttpResponse:
+    wanted = request.GET.get("q", "").replace("\0", "").strip()
     if wanted:
         rows = rows.filter(title__icontains=wanted)
     page = Paginator(rows, _PAGE_CONVERSATIONS).get_page(request.GET.get("page"))

@@ -2,6 +2,7 @@
 
     LlamaProjError
     ├── InvalidInput        400  the request itself is wrong
+    │   └── NotStorable     400  the database can't hold what it says
     ├── NotAuthenticated    401  nobody, or a key that isn't valid
     ├── NotAllowed          403  somebody, but not allowed
     ├── NotFound            404  doesn't exist, or not for you
@@ -38,6 +39,10 @@ class InvalidInput(LlamaProjError):
 
     code = "invalid_request"
     status = 400
+
+
+class NotStorable(InvalidInput):
+    """A value is too large, or has a character that can't be kept, such as NUL."""
 
 
 class NotAuthenticated(LlamaProjError):

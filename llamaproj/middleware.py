@@ -4,13 +4,16 @@ from collections.abc import Awaitable, Callable
 
 import structlog
 from asgiref.sync import iscoroutinefunction, markcoroutinefunction
+from django.db import DataError
 from django.http import HttpRequest, HttpResponse
 from django.http.response import HttpResponseBase
 from django.shortcuts import render
 from django.utils.decorators import sync_and_async_middleware
 from django.utils.http import url_has_allowed_host_and_scheme
 
-from llamaproj.errors import LlamaProjError
+from llamaproj.errors import LlamaProjError, NotStorable
+
+log = structlog.get_logger(__name__)
 
 GetResponse = Callable[[HttpRequest], HttpResponseBase] | Callable[[HttpRequest], Awaitable[HttpResponseBase]]
 
@@ -55,6 +58,9 @@ class ErrorPages:
 
     def process_exception(self, request: HttpRequest, error: Exception) -> HttpResponse | None:
         """Show a domain error in words; leave every other exception to Django."""
+        if isinstance(error, DataError):
+            log.warning("a value can't be stored", path=request.path, error=str(error))
+            error = NotStorable()
         if not isinstance(error, LlamaProjError):
             return None
         template = "_error.html" if request.headers.get("HX-Request") else "error.html"

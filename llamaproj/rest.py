@@ -6,13 +6,21 @@ from typing import Any
 import orjson
 import structlog
 from django.core.exceptions import PermissionDenied, ValidationError
-from django.db import IntegrityError
+from django.db import DataError, IntegrityError
 from django.http import Http404
 from rest_framework import exceptions, serializers
 from rest_framework.parsers import JSONParser
 from rest_framework.response import Response
 
-from llamaproj.errors import Conflict, InvalidInput, LlamaProjError, NotAllowed, NotAuthenticated, NotFound
+from llamaproj.errors import (
+    Conflict,
+    InvalidInput,
+    LlamaProjError,
+    NotAllowed,
+    NotAuthenticated,
+    NotFound,
+    NotStorable,
+)
 
 log = structlog.get_logger(__name__)
 
@@ -130,6 +138,9 @@ def _known(error: Exception) -> LlamaProjError | None:
         return NotAllowed(str(getattr(error, "detail", "")))
     if isinstance(error, IntegrityError):
         return Conflict("Somebody else was faster: look at what is there now.")
+    if isinstance(error, DataError):
+        log.warning("a value can't be stored", error=str(error))
+        return NotStorable()
     if isinstance(error, exceptions.ValidationError):
         param, sentence = next(iter(_sentences(error.detail)), ("", "This can't be right."))
         return InvalidInput(sentence, param=param or None)

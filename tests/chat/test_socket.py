@@ -205,6 +205,7 @@ async def test_stop_and_retry(engine, conversation, socket, generator):
         '{"type": "dance"}',
         '{"type": "send", "data": []}',
         '{"type": "send", "data": {"text": 3}}',
+        '{"type": "send", "data": {"text": "Hello", "model": "a\\u0000b"}}',
         '{"type": "stop", "data": {"message": "x"}}',
         '{"type": "resume", "data": {"last": 7, "open": {}}}',
         '{"type": "resume"}',
