@@ -6,6 +6,7 @@ from uuid import UUID, uuid4
 
 from django.db import transaction
 from django.db.models import Max, Q
+from django.db.models.functions import Now
 from django.utils import timezone
 
 from accounts.models import ApiKey, Team, User
@@ -113,11 +114,11 @@ def retry(answer: Message, *, key: ApiKey | None = None) -> None:
 @transaction.atomic
 def stop(answer: Message) -> None:
     """End an answer where it is; its text is kept. Stopping twice, or too late, changes nothing."""
-    generation = Generation.objects.select_for_update().filter(message=answer, ended_at__isnull=True).first()
+    running = Generation.objects.select_for_update().filter(message=answer, ended_at__isnull=True)
+    generation = running.annotate(is_held=Q(lease_until__gt=Now())).first()
     if generation is None:
         return
-    held = generation.lease_until is not None and generation.lease_until > timezone.now()
-    if held:
+    if generation.is_held:
         Generation.objects.filter(pk=generation.pk).update(stop_requested=True)
         transaction.on_commit(partial(events.stop_requested, generation.pk))
     else:

@@ -1,6 +1,7 @@
 """Who writes which answer: generations are claimed, held for a short while, and given up.
 
 Every write names the lease's owner, so a generator that was paused past its lease can't write over its successor.
+Leases run by the database's clock: those of two generators' machines may differ by more than a lease is long.
 All functions are synchronous and touch Postgres only.
 """
 
@@ -12,6 +13,7 @@ from uuid import UUID
 
 from django.db import connection, transaction
 from django.db.models import F, Q
+from django.db.models.functions import Now
 from django.utils import timezone
 
 from accounts.models import User
@@ -45,10 +47,9 @@ class Job:
 @transaction.atomic
 def claim(owner: UUID, limit: int, *, besides: Iterable[UUID] = ()) -> list[UUID]:
     """Take up to `limit` generations that nobody holds, the oldest first, `besides` those the caller still writes."""
-    now = timezone.now()
     free = (
         Generation.objects.select_for_update(skip_locked=True)
-        .filter(Q(lease_until__isnull=True) | Q(lease_until__lt=now), ended_at__isnull=True)
+        .filter(Q(lease_until__isnull=True) | Q(lease_until__lt=Now()), ended_at__isnull=True)
         .exclude(pk__in=list(besides))
         .order_by("created_at")
         .values_list("pk", flat=True)[:limit]
@@ -56,7 +57,7 @@ def claim(owner: UUID, limit: int, *, besides: Iterable[UUID] = ()) -> list[UUID
     taken = list(free)
     if taken:
         Generation.objects.filter(pk__in=taken).update(
-            lease_owner=owner, lease_until=now + timedelta(seconds=LEASE_S), attempts=F("attempts") + 1
+            lease_owner=owner, lease_until=Now() + timedelta(seconds=LEASE_S), attempts=F("attempts") + 1
         )
     return taken
 
@@ -105,7 +106,7 @@ class Renewal:
 def renew(owner: UUID, generations: Iterable[UUID]) -> Renewal:
     """Hold the generations for another while."""
     mine = Generation.objects.filter(pk__in=list(generations), lease_owner=owner, ended_at__isnull=True)
-    mine.update(lease_until=timezone.now() + timedelta(seconds=LEASE_S))
+    mine.update(lease_until=Now() + timedelta(seconds=LEASE_S))
     rows = dict(mine.values_list("pk", "stop_requested"))
     return Renewal(held=set(rows), stop={pk for pk, stop in rows.items() if stop})
 

@@ -3,6 +3,7 @@
 import asyncio
 from collections.abc import AsyncIterator
 from datetime import timedelta
+from uuid import uuid4
 
 import pytest
 from channels.db import database_sync_to_async
@@ -259,3 +260,15 @@ async def test_a_generator_does_not_claim_what_it_still_writes(conversation):
 
     assert await in_db(leases.claim)(owner, 5, besides=[generation]) == []
     assert await in_db(leases.claim)(owner, 5) == [generation]
+
+
+async def test_a_generator_whose_clock_is_wrong_takes_nothing_that_another_holds(conversation, monkeypatch):
+    [held] = await in_db(leases.claim)(uuid4(), 10)
+    now = timezone.now()
+
+    monkeypatch.setattr(timezone, "now", lambda: now + timedelta(hours=1))
+
+    assert await in_db(leases.claim)(uuid4(), 10) == []
+    answer = await conversation.messages.select_related("generation").aget(generation=held)
+    await in_db(actions.stop)(answer)
+    assert not (await Generation.objects.aget()).ended_at
