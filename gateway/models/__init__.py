@@ -1,6 +1,15 @@
 """The gateway's rows."""
 
 from gateway.models.limits import Limit
-from gateway.models.usage import BUCKETS_MS, Price, UsageConfig, UsageHour, UsageRecord, UsageTotal
+from gateway.models.usage import BUCKETS_MS, Price, UsageConfig, UsageDay, UsageHour, UsageRecord, UsageTotal
 
-__all__ = ["BUCKETS_MS", "Limit", "Price", "UsageConfig", "UsageHour", "UsageRecord", "UsageTotal"]
+__all__ = [
+    "BUCKETS_MS",
+    "Limit",
+    "Price",
+    "UsageConfig",
+    "UsageDay",
+    "UsageHour",
+    "UsageRecord",
+    "UsageTotal",
+]

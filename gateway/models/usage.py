@@ -1,7 +1,7 @@
-"""What was used: one record a request, and its sums by hour."""
+"""What was used: one record a request, and their sums by hour and by day."""
 
 import uuid
-from typing import ClassVar
+from typing import ClassVar, Self, TypeVar
 
 from django.contrib.postgres.fields import ArrayField
 from django.core.validators import MaxValueValidator, MinValueValidator
@@ -91,29 +91,31 @@ class UsageRecord(models.Model):
         return f"{self.model_slug} {self.at:%Y-%m-%d %H:%M:%S}"
 
 
-class UsageHourQuerySet(models.QuerySet["UsageHour"]):
+SumsT = TypeVar("SumsT", bound="_Sums")
+
+
+class SumsQuerySet(models.QuerySet[SumsT]):
     """Sums, by who may see them."""
 
-    def visible_to(self, user: User) -> "UsageHourQuerySet":
+    def visible_to(self, user: User) -> Self:
         """One's own and those of teams one manages; staff see everybody's."""
         return self if user.is_staff else self.filter(_visible_to(user))
 
 
-class UsageHour(models.Model):
-    """The sums of one hour's records of one person, key, model and door.
+class _Sums(models.Model):
+    """The sums of some records of one person, key, model and door.
 
     They outlive the records, and whom they name: no constraint ties them to a person or key that is deleted.
     """
 
-    hour = models.DateTimeField(help_text="When it begins.")
     user = models.ForeignKey(
-        User, null=True, on_delete=models.DO_NOTHING, db_constraint=False, related_name="usage_hours"
+        User, null=True, on_delete=models.DO_NOTHING, db_constraint=False, related_name="+"
     )
     team = models.ForeignKey(
-        Team, null=True, on_delete=models.DO_NOTHING, db_constraint=False, related_name="usage_hours"
+        Team, null=True, on_delete=models.DO_NOTHING, db_constraint=False, related_name="+"
     )
     api_key = models.ForeignKey(
-        ApiKey, null=True, on_delete=models.DO_NOTHING, db_constraint=False, related_name="usage_hours"
+        ApiKey, null=True, on_delete=models.DO_NOTHING, db_constraint=False, related_name="+"
     )
     model_slug = models.CharField(max_length=100)
     door = models.CharField(max_length=4, choices=UsageRecord.Door)
@@ -125,7 +127,16 @@ class UsageHour(models.Model):
     queue_ms = models.FloatField(default=0)
     total_ms = models.FloatField(default=0)
 
-    objects = UsageHourQuerySet.as_manager()
+    class Meta:
+        abstract = True
+
+
+class UsageHour(_Sums):
+    """The sums of one hour."""
+
+    hour = models.DateTimeField(help_text="When it begins.")
+
+    objects = SumsQuerySet["UsageHour"].as_manager()
 
     class Meta:
         ordering: ClassVar = ["-hour"]
@@ -143,6 +154,31 @@ class UsageHour(models.Model):
 
     def __str__(self) -> str:
         return f"{self.model_slug} {self.hour:%Y-%m-%d %H}h"
+
+
+class UsageDay(_Sums):
+    """The sums of one day's hours, so that a year costs no more than its days."""
+
+    day = models.DateTimeField(help_text="When it begins, at midnight UTC.")
+
+    objects = SumsQuerySet["UsageDay"].as_manager()
+
+    class Meta:
+        ordering: ClassVar = ["-day"]
+        indexes: ClassVar = [
+            models.Index(fields=["user", "day"]),
+            models.Index(fields=["team", "day"]),
+        ]
+        constraints: ClassVar = [
+            models.UniqueConstraint(
+                fields=["day", "user", "team", "api_key", "model_slug", "door"],
+                nulls_distinct=False,
+                name="one_sum_a_day",
+            )
+        ]
+
+    def __str__(self) -> str:
+        return f"{self.model_slug} {self.day:%Y-%m-%d}"
 
 
 class UsageTotal(models.Model):

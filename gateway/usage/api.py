@@ -1,6 +1,6 @@
 """The REST door to usage: single requests, their sums, prices and settings."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from datetime import UTC, timedelta
 from decimal import Decimal
 from typing import Any
@@ -23,8 +23,10 @@ from accounts.models import ApiKey, Team, User
 from accounts.people.api import AdministratorsOnly
 from gateway.models import Price, UsageConfig, UsageHour, UsageRecord
 from gateway.usage import actions, prices
-from gateway.usage.filters import HourFilter, RecordFilter
+from gateway.usage.filters import RecordFilter, SumFilter
+from gateway.usage.periods import Step
 from gateway.usage.prices import Prices
+from gateway.usage.scope import sums_seen_by
 from gateway.usage.serializers import (
     GROUPS,
     PriceSerializer,
@@ -97,7 +99,7 @@ class SummaryView(GenericAPIView[UsageHour]):
     queryset = UsageHour.objects.none()
     serializer_class = SumSerializer
     filter_backends = (Filters,)
-    filterset_class = HourFilter
+    filterset_class = SumFilter
 
     @extend_schema(
         operation_id="usage_summary",
@@ -119,10 +121,12 @@ class SummaryView(GenericAPIView[UsageHour]):
         assert self.paginator is not None
         groups = _groups(request.query_params.get("group_by", ""))
         known = prices.current()
-        hours = self.filter_queryset(UsageHour.objects.visible_to(person(request)))
+        of_days = "hour" not in groups and _is_of_days(request.query_params)
+        seen = sums_seen_by(person(request), of_days=of_days)
+        sums: QuerySet[Any] = self.filter_queryset(seen)
         if "since" not in request.query_params:
-            hours = hours.filter(hour__gte=timezone.now() - timedelta(days=_UNSAID_DAYS))
-        page: Any = self.paginator.paginate_queryset(_summed(hours, groups, known), request, self) or []
+            sums = sums.filter(begins__gte=timezone.now() - timedelta(days=_UNSAID_DAYS))
+        page: Any = self.paginator.paginate_queryset(_summed(sums, groups, known), request, self) or []
         shown = SumSerializer(_told(list(page), known), many=True)
         return self.paginator.get_paginated_response(shown.data)
 
@@ -187,18 +191,27 @@ def _groups(text: str) -> list[str]:
     return groups
 
 
-def _summed(hours: QuerySet[UsageHour], groups: Sequence[str], known: Prices) -> Any:
+def _is_of_days(query: Mapping[str, str]) -> bool:
+    """Whether what is asked for begins and ends with days, as their sums do."""
+    asked = SumFilter(query, queryset=UsageHour.objects.none())
+    if not asked.is_valid():
+        return False
+    since, until = (asked.form.cleaned_data[name] for name in ("since", "until"))
+    return since is not None and all(at is None or Step.DAY.floor(at) == at for at in (since, until))
+
+
+def _summed(sums: QuerySet[Any], groups: Sequence[str], known: Prices) -> Any:
     step = next((group for group in groups if group in _STEPS), None)
     names = [_COLUMNS[group] for group in groups if group in _COLUMNS]
     if step:
-        hours = hours.annotate(start=Trunc("hour", step, tzinfo=UTC))
+        sums = sums.annotate(start=Trunc("begins", step, tzinfo=UTC))
         names = ["start", *names]
     amounts = {f"sum_{name}": Sum(name) for name in _SUMS}
     if not names:
-        everything = hours.order_by().aggregate(**amounts, cost=_cost(known))
+        everything = sums.order_by().aggregate(**amounts, cost=_cost(known))
         return [everything] if everything["sum_requests"] else []
     order = [f"-{name}" if name == "start" else name for name in names]
-    return hours.order_by().values(*names).annotate(**amounts, cost=_cost(known)).order_by(*order)
+    return sums.order_by().values(*names).annotate(**amounts, cost=_cost(known)).order_by(*order)
 
 
 def _cost(known: Prices) -> Expression | Sum:

@@ -1,7 +1,7 @@
 """Records into the database, with all their sums, each exactly once.
 
-One statement writes records, the sums of their hours and the totals, and sums only what it has really inserted: a
-record that comes twice, to whomever, counts once.
+One statement writes records, the sums of their hours and days, and the totals, and sums only what it has really
+inserted: a record that comes twice, to whomever, counts once.
 """
 
 from collections.abc import Sequence
@@ -14,7 +14,7 @@ from django.db import IntegrityError, connection, transaction
 
 from accounts import keys
 from accounts.models import ApiKey, Team, User
-from gateway.models import BUCKETS_MS, UsageHour, UsageRecord, UsageTotal
+from gateway.models import BUCKETS_MS, UsageDay, UsageHour, UsageRecord, UsageTotal
 from models_admin.models import Instance, ServedModel
 
 # What vanishes between looking and committing is looked for again.
@@ -77,8 +77,7 @@ _VALUES = ", ".join(
     for column in _COLUMNS
 )
 _WITHIN = ", ".join(f"count(*) FILTER (WHERE total_ms <= {bound})" for bound in BUCKETS_MS)
-_HOUR_KEY = "hour, user_id, team_id, api_key_id, model_slug, door"
-_HOUR_SUMS = (
+_SUMS = (
     "requests",
     "errors",
     "prompt_tokens",
@@ -95,6 +94,19 @@ def _added(names: Sequence[str]) -> str:
     return ", ".join(f"{name} = known.{name} + excluded.{name}" for name in names)
 
 
+def _summed(sums: type[UsageHour] | type[UsageDay], step: str) -> str:
+    """The statement that adds what is fresh to the sums of its hours or days."""
+    key = f"{step}, user_id, team_id, api_key_id, model_slug, door"
+    return f"""
+    INSERT INTO {sums._meta.db_table} AS known ({key}, {", ".join(_SUMS)})
+    SELECT date_trunc('{step}', at, 'UTC'), user_id, team_id, api_key_id, model_slug, door,
+           count(*), count(*) FILTER (WHERE finish = 'error'),
+           sum(prompt_tokens), sum(completion_tokens), sum(cached_tokens), sum(queue_ms), sum(total_ms)
+    FROM fresh GROUP BY 1, 2, 3, 4, 5, 6 ORDER BY 1, 2, 3, 4, 5, 6
+    ON CONFLICT ({key}) DO UPDATE SET {_added(_SUMS)}
+    """  # noqa: S608  (constants)
+
+
 # Sorted, so that two writers at once wait for each other and never in a circle.
 _SQL = f"""
 WITH incoming AS MATERIALIZED (
@@ -107,12 +119,9 @@ WITH incoming AS MATERIALIZED (
 ), fresh AS (
     SELECT incoming.* FROM incoming JOIN written USING (id)
 ), hours AS (
-    INSERT INTO {UsageHour._meta.db_table} AS known ({_HOUR_KEY}, {", ".join(_HOUR_SUMS)})
-    SELECT date_trunc('hour', at, 'UTC'), user_id, team_id, api_key_id, model_slug, door,
-           count(*), count(*) FILTER (WHERE finish = 'error'),
-           sum(prompt_tokens), sum(completion_tokens), sum(cached_tokens), sum(queue_ms), sum(total_ms)
-    FROM fresh GROUP BY 1, 2, 3, 4, 5, 6 ORDER BY 1, 2, 3, 4, 5, 6
-    ON CONFLICT ({_HOUR_KEY}) DO UPDATE SET {_added(_HOUR_SUMS)}
+    {_summed(UsageHour, "hour")}
+), days AS (
+    {_summed(UsageDay, "day")}
 ), totals AS (
     INSERT INTO {UsageTotal._meta.db_table} AS known ({_TOTAL_KEY}, {", ".join(_TOTAL_SUMS)}, within)
     SELECT model_slug, door, finish,

@@ -12,7 +12,7 @@ from django.http import StreamingHttpResponse
 
 from accounts.models import ApiKey, User
 from accounts.spreadsheet import cell
-from gateway.usage.periods import Period, Step
+from gateway.usage.periods import Period
 from gateway.usage.prices import Prices
 from gateway.usage.scope import Scope
 
@@ -80,8 +80,8 @@ def _told(value: object) -> object:
 def _batches_of_sums(scope: Scope, period: Period, prices: Prices) -> Iterator[Batch]:
     """One batch a step."""
     for at in period.steps:
-        step = Period("", "", at, min(period.step.after(at), period.until), Step.HOUR)
-        rows = list(scope.hours(step).order_by(*_OF_A_SUM).values_list(*_OF_A_SUM).annotate(*map(Sum, _SUMS)))
+        step = Period("", "", at, min(period.step.after(at), period.until), period.step)
+        rows = list(scope.sums(step).order_by(*_OF_A_SUM).values_list(*_OF_A_SUM).annotate(*map(Sum, _SUMS)))
         people = User.objects.in_bulk({row[0] for row in rows if row[0]})
         keys = ApiKey.objects.in_bulk({row[1] for row in rows if row[1]})
         batch: Batch = []

@@ -2,7 +2,7 @@
 
 from django_filters import rest_framework as filters
 
-from gateway.models import UsageHour, UsageRecord
+from gateway.models import UsageRecord
 from llamaproj.rest_lists import Moment
 
 
@@ -29,14 +29,10 @@ class RecordFilter(_Use):
         fields = ()
 
 
-class HourFilter(_Use):
-    """Sums."""
+class SumFilter(_Use):
+    """Sums that are annotated with when each `begins`."""
 
     since = Moment(
-        field_name="hour", lookup_expr="gte", label="Hours that begin then or later; 30 days without it."
+        field_name="begins", lookup_expr="gte", label="Hours that begin then or later; 30 days without it."
     )
-    until = Moment(field_name="hour", lookup_expr="lt", label="Hours that begin before.")
-
-    class Meta:
-        model = UsageHour
-        fields = ()
+    until = Moment(field_name="begins", lookup_expr="lt", label="Hours that begin before.")

@@ -132,7 +132,7 @@ def _lines(found: dict[Any, Sums], who: Callable[[Any], Who | None]) -> list[Lin
 
 def _grouped(scope: Scope, period: Period) -> Iterable[tuple[str, datetime, str, Any, Any, Sums]]:
     """Sums by step and model, by key and model, by person and model: all from one pass."""
-    inner = scope.hours(period).order_by().values("hour", "model_slug", "api_key_id", "user_id", *_SUMS)
+    inner = scope.sums(period).order_by().values("begins", "model_slug", "api_key_id", "user_id", *_SUMS)
     sql, parameters = inner.query.sql_with_params()
     with connection.cursor() as cursor:
         cursor.execute(_SQL.format(rows=sql), [period.step.value, *parameters])
@@ -149,6 +149,6 @@ def _number(value: Any) -> Any:
 _SQL = f"""
 SELECT GROUPING(step) = 0, GROUPING(api_key_id) = 0, step, model_slug, api_key_id, user_id,
        {", ".join(f"sum({name})" for name in _SUMS)}
-FROM (SELECT date_trunc(%s, hour, 'UTC') AS step, * FROM ({{rows}}) AS visible) AS stepped
+FROM (SELECT date_trunc(%s, begins, 'UTC') AS step, * FROM ({{rows}}) AS visible) AS stepped
 GROUP BY GROUPING SETS ((step, model_slug), (api_key_id, model_slug), (user_id, model_slug))
 """  # noqa: S608  (constants; the rows are Django's own query)

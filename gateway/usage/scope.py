@@ -2,14 +2,14 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TypeVar
+from typing import Any, TypeVar
 from uuid import UUID
 
-from django.db.models import Model, QuerySet
+from django.db.models import F, Model, QuerySet
 
 from accounts.models import Team, User
-from gateway.models import UsageHour, UsageRecord
-from gateway.usage.periods import Period
+from gateway.models import UsageDay, UsageHour, UsageRecord
+from gateway.usage.periods import Period, Step
 from llamaproj.errors import InvalidInput, NotAllowed, NotFound
 
 Row = TypeVar("Row", bound=Model)
@@ -39,10 +39,10 @@ class Scope:
         said = {"model": self.model, "key": self.key, "person": self.person}
         return {name: str(value) for name, value in said.items() if value}
 
-    def hours(self, period: Period) -> QuerySet[UsageHour]:
-        """The sums of the period."""
-        hours = UsageHour.objects.visible_to(self.viewer)
-        return self._of(hours).filter(hour__gte=period.since, hour__lt=period.until)
+    def sums(self, period: Period) -> QuerySet[Any]:
+        """The sums of the period, of its days where it is cut into nothing shorter."""
+        sums = sums_seen_by(self.viewer, of_days=period.step is not Step.HOUR)
+        return self._of(sums).filter(begins__gte=period.since, begins__lt=period.until)
 
     def records(self, period: Period) -> QuerySet[UsageRecord]:
         """The single requests of the period, the newest first, as far back as they are kept."""
@@ -61,6 +61,13 @@ class Scope:
         if self.person:
             rows = rows.filter(user=self.person)
         return rows
+
+
+def sums_seen_by(viewer: User, *, of_days: bool) -> QuerySet[Any]:
+    """The sums of days, or of hours; `begins` is when each does."""
+    if of_days:
+        return UsageDay.objects.visible_to(viewer).annotate(begins=F("day"))
+    return UsageHour.objects.visible_to(viewer).annotate(begins=F("hour"))
 
 
 def chosen(

@@ -128,7 +128,7 @@ def _narrowings(scope: Scope, period: Period) -> list[tuple[str, str]]:
         key = ApiKey.objects.visible_to(scope.viewer).filter(pk=scope.key).first()
         words["key"] = f"Key {key.name}" if key else f"Deleted key {str(scope.key)[:8]}"
     if scope.person and scope.of_several:
-        known = scope.hours(period).filter(user__isnull=False).select_related("user").first()
+        known = scope.sums(period).filter(user__isnull=False).select_related("user").first()
         words["person"] = known.user.display_name if known and known.user else "One person"
     return [
         (words[name], urlencode({**period.query, **{k: v for k, v in scope.query.items() if k != name}}))

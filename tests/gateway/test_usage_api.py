@@ -5,6 +5,8 @@ from decimal import Decimal
 from http import HTTPStatus
 
 import pytest
+from django.db import connection
+from django.test.utils import CaptureQueriesContext
 from django.utils import timezone
 from django.utils.http import urlencode
 
@@ -164,6 +166,28 @@ def test_sums_by_time_and_person(client, people):
         "results"
     ]
     assert (month["at"], month["prompt_tokens"]) == ("2026-11-01T00:00:00Z", 23)
+
+
+@pytest.mark.parametrize(
+    ("query", "count", "table"),
+    [
+        ({"since": "2026-11-03T00:00:00Z"}, 3, "usageday"),
+        ({"since": "2026-11-03T02:00:00+02:00", "until": "2026-11-04T00:00:00Z"}, 2, "usageday"),
+        ({"since": "2026-11-03T09:00:00Z"}, 2, "usagehour"),
+        ({"since": "2026-11-03T00:00:00Z", "until": "2026-11-03T09:00:00Z"}, 1, "usagehour"),
+        ({"since": "2026-11-03T00:00:00Z", "group_by": "hour"}, 3, "usagehour"),
+        ({"since": "2026-11-03T00:00:00+05:00"}, 3, "usagehour"),
+    ],
+)
+def test_sums_of_whole_days_are_read_from_days(client, people, query, count, table):
+    for hour in (8, 9, 24 + 9):
+        at = datetime(2026, 11, 3, tzinfo=UTC) + timedelta(hours=hour)
+        books.write([UsageRecord(user=people["ada"], at=at, model_slug="m", door="api", finish="stop")])
+    with CaptureQueriesContext(connection) as asked:
+        found = ask(client, people["staff"], "usage/summary/", **query).json()["results"]
+
+    assert sum(row["requests"] for row in found) == count
+    assert any(table in one["sql"] for one in asked)
 
 
 def test_sums_name_nobody_who_is_gone(client, people, used):

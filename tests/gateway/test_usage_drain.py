@@ -3,15 +3,18 @@
 import threading
 import time
 from datetime import UTC, datetime, timedelta
+from importlib import import_module
 from uuid import uuid4
 
 import pytest
 from django.db import OperationalError, connection, transaction
+from django.db.models import Sum
+from django.db.models.functions import Trunc
 from django.utils import timezone
 from django_redis import get_redis_connection
 
 from accounts.models import ApiKey, Team, User
-from gateway.models import UsageConfig, UsageHour, UsageRecord, UsageTotal
+from gateway.models import UsageConfig, UsageDay, UsageHour, UsageRecord, UsageTotal
 from gateway.usage import books, drain, retention, tasks
 from gateway.usage.record import FIELD, STREAM, BadRecord, Record, decode
 
@@ -118,6 +121,61 @@ def test_hours_and_totals_are_summed(valkey, user):
     total = UsageTotal.objects.get(model_slug="open", finish="stop")
     assert (total.requests, total.prompt_tokens, total.total_ms) == (5, 12, 1_450)
     assert total.within == [1, 4, 4, 5, 5, 5, 5, 5, 5, 5]
+
+
+_KEY = ("user_id", "team_id", "api_key_id", "model_slug", "door")
+_AMOUNTS = (
+    "requests",
+    "errors",
+    "prompt_tokens",
+    "completion_tokens",
+    "cached_tokens",
+    "queue_ms",
+    "total_ms",
+)
+
+
+def days():
+    return set(UsageDay.objects.values_list("day", *_KEY, *_AMOUNTS))
+
+
+def use_of_two_days(user):
+    key = ApiKey.objects.create(user=user, name="script", digest="d", prefix="sk-1")
+    midnight = datetime(2026, 11, 22, tzinfo=UTC)
+    return [
+        record(user, at=midnight - timedelta(hours=23), prompt_tokens=1, cached_tokens=1, total_ms=8),
+        record(user, at=midnight - timedelta(microseconds=1), prompt_tokens=2, finish="error", queue_ms=2),
+        record(user, at=midnight - timedelta(hours=5), prompt_tokens=4, api_key=key.pk, completion_tokens=3),
+        record(user, at=midnight, prompt_tokens=8),
+    ]
+
+
+def test_days_begin_at_midnight_utc_and_are_the_sums_of_their_hours(valkey, user):
+    for one in use_of_two_days(user):
+        send(valkey, one, one)
+        drain.drain()
+
+    of_hours = UsageHour.objects.annotate(day=Trunc("hour", "day", tzinfo=UTC)).values("day", *_KEY)
+    summed = of_hours.annotate(**{f"sum_{name}": Sum(name) for name in _AMOUNTS}).order_by()
+    assert days() == {tuple(row.values()) for row in summed}
+    assert sorted(UsageDay.objects.values_list("day__day", "requests", "errors", "prompt_tokens")) == [
+        (21, 1, 0, 4),
+        (21, 2, 1, 3),
+        (22, 1, 0, 8),
+    ]
+
+
+def test_days_of_a_portal_that_had_none_are_made_from_its_hours(valkey, user):
+    send(valkey, *use_of_two_days(user))
+    drain.drain()
+    written = days()
+    UsageDay.objects.all().delete()
+
+    with connection.cursor() as cursor:
+        cursor.execute(import_module("gateway.migrations.0005_usage_days").DAYS)
+
+    assert len(written) == 3
+    assert days() == written
 
 
 def test_a_key_is_seen_in_use(valkey, user):
@@ -289,6 +347,7 @@ def test_several_workers_at_once_write_each_record_once(valkey):
     assert sum(found) == 1_200 == UsageRecord.objects.count()
     assert sum(tokens for _, tokens in sums()) == 1_200
     assert sum(UsageTotal.objects.values_list("requests", flat=True)) == 1_200
+    assert sum(UsageDay.objects.values_list("requests", flat=True)) == 1_200
 
 
 @pytest.mark.django_db(transaction=True)

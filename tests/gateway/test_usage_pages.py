@@ -2,12 +2,15 @@
 
 import csv
 import io
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from decimal import Decimal
 from http import HTTPStatus
 
 import pytest
 from asgiref.sync import sync_to_async
+from django.db import connection
+from django.test.utils import CaptureQueriesContext
 from django.utils import timezone
 
 from accounts.models import ApiKey, AuditEntry, Membership, Team, User
@@ -173,6 +176,23 @@ def test_sums_fall_into_their_steps(people):
     assert drawn["stacks"]["requests"] == [("answered", [1, 0, 0, 0, 0, 0]), ("failed", [0, 0, 1, 0, 0, 0])]
     assert dict(drawn["stacks"]["model"]) == {"a": [15, 0, 0, 0, 0, 0], "b": [0, 0, 15, 0, 0, 0]}
     assert [len(column) for _, column in drawn["stacks"]["kind"]] == [len(drawn["at"])] * 2
+
+
+@pytest.mark.parametrize("query", [{"period": "30d"}, {"period": "12m"}, {"from": "2025-11-21"}])
+def test_days_and_months_are_read_from_the_sums_of_days(people, query):
+    for ago in (0, 3, 40, 400):
+        at = NOW - timedelta(days=ago, hours=ago)
+        use(people["ada"], at=at, model=f"m{ago}", prompt_tokens=10 + ago)
+    period = periods.chosen(query, now=NOW)
+    # The same, cut into hours, is read from the hours.
+    hourly = replace(period, step=periods.Step.HOUR)
+    with CaptureQueriesContext(connection) as asked:
+        found = report(scope.chosen(people["ada"], {}), period, prices.current())
+    by_hours = report(scope.chosen(people["ada"], {}), hourly, prices.current())
+
+    assert not any("usagehour" in one["sql"] for one in asked)
+    assert found.total.requests > 1
+    assert (found.total, found.models, found.people) == (by_hours.total, by_hours.models, by_hours.people)
 
 
 # Prices ---------------------------------------------------------------------------------------------------------------
