@@ -54,8 +54,9 @@ clean: ## Remove what `make` installed; DATA_DIR stays
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --require-hashes -r $(LOCKS)/uv.txt
 	@touch $@
 
+# Seven processes begin with the same modules; they are compiled here, once.
 .venv/.embedded: .venv/.uv $(LOCKS)/embedded.txt
-	@$(INSTALL) $(LOCKS)/embedded.txt
+	@$(INSTALL) $(LOCKS)/embedded.txt --compile-bytecode
 	@touch $@
 
 .venv/.dev: .venv/.uv $(LOCKS)/dev.txt pyproject.toml

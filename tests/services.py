@@ -8,6 +8,7 @@ import os
 import shutil
 import signal
 import subprocess
+import sys
 import tempfile
 import time
 from pathlib import Path
@@ -44,6 +45,10 @@ os.environ |= {
     "SECRET_KEY": "only-for-tests-only-for-tests-only-for-tests-only-for-tests",
     "SECURE": "",
 }
+
+if sys.dont_write_bytecode:
+    # Hundreds of processes begin with the same modules: they are compiled once, and nothing of it stays.
+    os.environ |= {"PYTHONDONTWRITEBYTECODE": "", "PYTHONPYCACHEPREFIX": str(DATA_DIR / "bytecode")}
 
 from llamaproj import env
 from llamaproj.up import preflight
