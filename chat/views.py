@@ -20,6 +20,10 @@ from models_admin.states import InstanceState
 
 _PAGE_MESSAGES = 50
 _PAGE_CONVERSATIONS = 50
+# A replica that may become ready by itself.
+_COMING = (InstanceState.PENDING, InstanceState.STARTING, InstanceState.BACKING_OFF)
+# The states of models, those first that one would rather choose.
+_CHOICE = ("ready", "on demand", "starting", "stopped", "failed")
 
 
 @login_required
@@ -177,6 +181,7 @@ def _page(request: HttpRequest, found: Conversation | None) -> dict[str, Any]:
         "messages": [],
         "models": models,
         "selected_model": _selected(found, models),
+        "some_elsewhere": any(one["elsewhere"] for one in models),
         "has_older": False,
     }
     if found is not None:
@@ -197,20 +202,27 @@ def _page(request: HttpRequest, found: Conversation | None) -> dict[str, Any]:
 
 def _models(request: HttpRequest) -> list[dict[str, Any]]:
     """The models the person may choose, the ready ones first."""
-    serving = Instance.objects.filter(served=OuterRef("pk"), state=InstanceState.READY)
-    rows = ServedModel.objects.visible_to(person(request)).annotate(ready=Exists(serving))
+    replicas = Instance.objects.filter(served=OuterRef("pk"))
+    rows = ServedModel.objects.visible_to(person(request)).annotate(
+        ready=Exists(replicas.filter(state=InstanceState.READY)),
+        given_up=Exists(replicas.filter(state=InstanceState.FAILED))
+        & ~Exists(replicas.filter(state__in=_COMING)),
+    )
+    columns = ("slug", "name", "external", "desired_replicas", "enabled", "ready", "given_up")
     models = [
-        {
-            "slug": slug,
-            "name": name,
-            "ready": ready,
-            "state": "ready" if ready else "starting" if wanted else "on demand" if enabled else "stopped",
-        }
-        for slug, name, wanted, enabled, ready in rows.values_list(
-            "slug", "name", "desired_replicas", "enabled", "ready"
-        )
+        {"slug": slug, "name": name, "ready": ready, "elsewhere": external is not None}
+        | {"state": _state(ready, given_up, wanted > 0, enabled)}
+        for slug, name, external, wanted, enabled, ready, given_up in rows.values_list(*columns)
     ]
-    return sorted(models, key=lambda one: (not one["ready"], one["state"], one["name"].lower()))
+    return sorted(models, key=lambda one: (_CHOICE.index(str(one["state"])), str(one["name"]).lower()))
+
+
+def _state(ready: bool, given_up: bool, wanted: bool, enabled: bool) -> str:
+    if ready:
+        return "ready"
+    if wanted:
+        return "failed" if given_up else "starting"
+    return "on demand" if enabled else "stopped"
 
 
 def _selected(found: Conversation | None, models: list[dict[str, Any]]) -> str:

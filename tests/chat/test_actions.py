@@ -13,7 +13,8 @@ from chat.models import Conversation, Generation, Message
 from chat.sidebar import day_label
 from chat.states import MessageStatus
 from llamaproj.errors import Conflict, InvalidInput
-from models_admin.models import ServedModel
+from models_admin.models import ExternalServer, ServedModel
+from models_admin.states import InstanceState
 from tests.serving import serve
 
 pytestmark = pytest.mark.django_db
@@ -150,6 +151,19 @@ def test_what_was_typed_survives_a_refusal(client: Client, ada, served):
     assert response.status_code == HTTPStatus.NOT_FOUND
     assert "precious words" in response.content.decode()
     assert not Conversation.objects.exists()
+
+
+def test_the_chat_says_how_a_model_is_and_what_runs_elsewhere(client: Client, ada, served):
+    client.force_login(ada)
+    assert "stays in this building" in client.get("/").content.decode()
+    box = ExternalServer.objects.create(name="Box", base_url="http://127.0.0.1:2/v1")
+    ServedModel.objects.create(slug="far", name="Far", external=box, external_name="far")
+    assert "stays in this building" not in client.get("/").content.decode()
+
+    served.instances.update(state=InstanceState.FAILED)
+    assert "Fake (failed)" in client.get("/").content.decode()
+    served.instances.create(node=served.instances.get().node)
+    assert "Fake (starting)" in client.get("/").content.decode()
 
 
 def test_lists_and_pages_cost_the_same_however_much_there_is(
