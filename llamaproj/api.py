@@ -1,9 +1,11 @@
-"""REST resources of the portal as a whole."""
+"""REST resources of the portal as a whole, and how it says that there is nothing, or that something broke."""
 
+import sys
 from typing import Any
 
 from asgiref.sync import async_to_sync
 from django.http import HttpRequest, HttpResponse, JsonResponse
+from django.shortcuts import render
 from django.views.defaults import page_not_found
 from drf_spectacular.utils import extend_schema
 from drf_spectacular.views import SpectacularSwaggerSplitView
@@ -13,7 +15,7 @@ from rest_framework.response import Response
 from rest_framework.views import APIView
 
 from llamaproj import health, rest
-from llamaproj.errors import NotFound
+from llamaproj.errors import LlamaProjError, NotFound, Unavailable
 
 
 class DependencySerializer(serializers.Serializer[Any]):
@@ -48,6 +50,20 @@ def not_found(request: HttpRequest, exception: Exception) -> HttpResponse:
     if request.path.startswith("/api/"):
         return JsonResponse(rest.problem(NotFound()), status=NotFound.status, content_type=rest.PROBLEM_TYPE)
     return page_not_found(request, exception)
+
+
+def server_error(request: HttpRequest) -> HttpResponse:
+    """Where a request failed on its way: 503 while the database or Valkey is away, 500 for a mistake of ours."""
+    away = isinstance(sys.exc_info()[1], rest.AWAY)
+    error = Unavailable() if away else LlamaProjError()
+    body = rest.problem(error)
+    if request.path.startswith("/api/"):
+        response: HttpResponse = JsonResponse(body, status=error.status, content_type=rest.PROBLEM_TYPE)
+    else:
+        response = render(request, f"{error.status}.html", body, status=error.status)
+    if away:
+        response["retry-after"] = str(rest.RETRY_AFTER_S)
+    return response
 
 
 class Explorer(SpectacularSwaggerSplitView):

@@ -4,9 +4,10 @@ from http import HTTPStatus
 from typing import Any
 
 import orjson
+import redis.exceptions
 import structlog
 from django.core.exceptions import PermissionDenied, ValidationError
-from django.db import DataError, IntegrityError
+from django.db import DataError, IntegrityError, InterfaceError, OperationalError
 from django.http import Http404
 from rest_framework import exceptions, serializers
 from rest_framework.parsers import JSONParser
@@ -20,11 +21,15 @@ from llamaproj.errors import (
     NotAuthenticated,
     NotFound,
     NotStorable,
+    Unavailable,
 )
 
 log = structlog.get_logger(__name__)
 
 PROBLEM_TYPE = "application/problem+json"
+# What is raised while the database or Valkey is away.
+AWAY = (OperationalError, InterfaceError, redis.exceptions.ConnectionError, redis.exceptions.TimeoutError)
+RETRY_AFTER_S = 2
 _TEXTS = (
     serializers.CharField,
     serializers.ChoiceField,
@@ -138,6 +143,9 @@ def _known(error: Exception) -> LlamaProjError | None:
         return NotAllowed(str(getattr(error, "detail", "")))
     if isinstance(error, IntegrityError):
         return Conflict("Somebody else was faster: look at what is there now.")
+    if isinstance(error, AWAY):
+        log.warning("what the portal stands on is away", error=str(error))
+        return Unavailable(retry_after=RETRY_AFTER_S)
     if isinstance(error, DataError):
         log.warning("a value can't be stored", error=str(error))
         return NotStorable()

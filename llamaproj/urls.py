@@ -7,6 +7,7 @@ from accounts.views import by_an_administrator
 from llamaproj import health
 
 handler404 = "llamaproj.api.not_found"
+handler500 = "llamaproj.api.server_error"
 
 urlpatterns = [
     path("healthz", health.healthz),
