@@ -25,10 +25,29 @@ WRITE = "LLAMAPROJ_WRITE_COMPARISON"
 HI = [{"role": "user", "content": "Say hello."}]
 STEADY = {"temperature": 0, "seed": 1, "max_tokens": 6, "cache_prompt": False}
 _SCHEMA = {"type": "object", "properties": {"a": {"type": "integer"}}, "required": ["a"]}
-_WEATHER = {
-    "type": "function",
-    "function": {"name": "weather", "parameters": {"type": "object", "properties": {}}},
+# The demo model calls no tool by itself: it is held to one by llama-server's grammar, and the first tokens of a call,
+# "<issue_start>" (tools.jinja) and '{"', are made the likeliest.
+TOOLS_TEMPLATE = Path(__file__).with_name("tools.jinja")
+_OPENING = {"8": 40, "39428": 16}
+_CITY = {"type": "object", "properties": {"city": {"enum": ["Bern", "Oslo"]}}, "required": ["city"]}
+_WEATHER = {"type": "function", "function": {"name": "weather", "parameters": _CITY}}
+_MUST_CALL = {
+    "tool_choice": "required",
+    "parallel_tool_calls": False,
+    "logit_bias": _OPENING,
+    "stop": ["<issue_closed>"],
+    "max_tokens": 40,
 }
+_CALLED = {
+    "id": "call-1",
+    "type": "function",
+    "function": {"name": "weather", "arguments": '{"city": "Bern"}'},
+}
+_HISTORY = [
+    {"role": "user", "content": "The weather in Bern?"},
+    {"role": "assistant", "content": None, "tool_calls": [_CALLED]},
+    {"role": "tool", "tool_call_id": "call-1", "content": "Sun."},
+]
 _FORM = {"type": "json_schema", "json_schema": {"name": "a", "schema": _SCHEMA}}
 _USAGE = {"stream": True, "stream_options": {"include_usage": True}}
 
@@ -51,30 +70,46 @@ def _chat(**more: Any) -> Request:
     return Request("all", "/v1/chat/completions", STEADY | {"messages": HI} | more)
 
 
+def _tools(**more: Any) -> Request:
+    return Request(
+        "tools", "/v1/chat/completions", STEADY | {"messages": _HISTORY[:1], "tools": [_WEATHER]} | more
+    )
+
+
+_RESPONSE_TOOLS = {
+    **(STEADY | _MUST_CALL | {"input": "The weather in Bern?", "max_output_tokens": 40}),
+    "tools": [{"type": "function", "name": "weather", "parameters": _CITY}],
+}
 ANSWERED = [
     _chat(),
     _chat(n=2),
     _chat(logprobs=True, top_logprobs=2),
-    _chat(tools=[_WEATHER]),
     _chat(response_format=_FORM),
     _chat(**_USAGE),
-    _chat(stream=True, tools=[_WEATHER]),
+    _tools(**_MUST_CALL),
+    _tools(**_MUST_CALL, **_USAGE),
+    _tools(messages=_HISTORY),
+    _tools(messages=_HISTORY, stream=True),
     _chat(stream=True, logprobs=True, top_logprobs=2),
     Request("all", "/v1/completions", STEADY | {"prompt": "Once upon"}),
     Request("all", "/v1/completions", STEADY | {"prompt": "Once upon", "logprobs": 2}),
     Request("all", "/v1/completions", STEADY | {"prompt": "Once upon"} | _USAGE),
     Request("all", "/v1/responses", STEADY | {"input": "Say hello.", "max_output_tokens": 6}),
     Request("all", "/v1/responses", STEADY | {"input": "Say hello.", "max_output_tokens": 6, "stream": True}),
+    Request("tools", "/v1/responses", _RESPONSE_TOOLS),
+    Request("tools", "/v1/responses", _RESPONSE_TOOLS | {"stream": True}),
     Request("all", "/v1/embeddings", {"input": ["one", "two"]}),
     Request("all", "/v1/embeddings", {"input": "one", "encoding_format": "base64"}),
     Request("rank", "/v1/rerank", {"query": "cats", "documents": ["a cat", "a car"]}),
     Request("all", "/tokenize", {"content": "Hello you", "with_pieces": True}),
     Request("all", "/apply-template", {"messages": HI}),
+    Request("tools", "/apply-template", {"messages": _HISTORY, "tools": [_WEATHER]}),
 ]
 REFUSED = {
     "a message without a role": _chat(messages=[{"content": "x"}]),
     "no messages": Request("all", "/v1/chat/completions", {}),
     "`tools` that is a number": _chat(tools=7),
+    "`tool_choice` that is none": _chat(tools=[_WEATHER], tool_choice="sometimes"),
     "`max_tokens` that is a word": _chat(max_tokens="many"),
     "an unknown `response_format`": _chat(response_format={"type": "poem"}),
     "a grammar that is none": _chat(grammar="root ::= ("),

@@ -21,7 +21,11 @@ from tests.serving import serve
 pytestmark = [pytest.mark.slow, pytest.mark.django_db(transaction=True)]
 
 in_db = database_sync_to_async
-LAUNCHED = {"all": ("--embeddings", "--pooling", "mean"), "rank": ("--reranking",)}
+LAUNCHED = {
+    "all": ("--embeddings", "--pooling", "mean"),
+    "rank": ("--reranking",),
+    "tools": ("--jinja", "--chat-template-file", str(compat.TOOLS_TEMPLATE)),
+}
 
 
 @pytest.fixture(scope="module")
