@@ -5,7 +5,7 @@ from typing import Any
 
 from asgiref.sync import async_to_sync
 from django.http import HttpRequest, HttpResponse, JsonResponse
-from django.shortcuts import render
+from django.template.loader import render_to_string
 from django.views.defaults import page_not_found
 from drf_spectacular.utils import extend_schema
 from drf_spectacular.views import SpectacularSwaggerSplitView
@@ -60,7 +60,8 @@ def server_error(request: HttpRequest) -> HttpResponse:
     if request.path.startswith("/api/"):
         response: HttpResponse = JsonResponse(body, status=error.status, content_type=rest.PROBLEM_TYPE)
     else:
-        response = render(request, f"{error.status}.html", body, status=error.status)
+        # Without the request: who asks can't be looked up just now.
+        response = HttpResponse(render_to_string(f"{error.status}.html", body), status=error.status)
     if away:
         response["retry-after"] = str(rest.RETRY_AFTER_S)
     return response

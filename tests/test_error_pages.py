@@ -27,11 +27,12 @@ def test_what_the_portal_stands_on_is_away_for_a_moment_only(client, monkeypatch
     def fail(*_: object) -> None:
         raise error
 
-    monkeypatch.setattr("chat.views._models", fail)
+    monkeypatch.setattr("django.contrib.sessions.backends.cached_db.SessionStore.load", fail)
     page = client.get("/")
     assert page.status_code == HTTPStatus.SERVICE_UNAVAILABLE
     assert page["retry-after"]
     assert "Back in a moment" in page.content.decode()
+    monkeypatch.undo()
 
     monkeypatch.setattr(api, "async_to_sync", lambda report: fail)
     problem = client.get("/api/v1/health/")
