@@ -18,6 +18,7 @@ _LONGEST_PAUSE_S = 10.0
 # Who ran this long has recovered: the next pause is the first again.
 _STEADY_AFTER_S = 30.0
 _LONGEST_LINE = 16 * 1024
+_TRIM_EVERY_S = 10.0
 _COLOURS = (36, 33, 32, 35, 34, 96, 93, 92, 95, 94)
 
 
@@ -137,14 +138,14 @@ class Supervisor:
         """Wait for the end; start again, the later the more often it died."""
         name, pause_s = child.program.name, _FIRST_PAUSE_S
         while child.process is not None:
-            status = await child.process.wait()
+            status = await self._ended(child.process, child.program)
             self._record.remove(name)
             if child.stop_asked.is_set():
                 return
             child.deaths += 1
             if time.monotonic() - child.started_at > _STEADY_AFTER_S:
                 pause_s = _FIRST_PAUSE_S
-            self._output.line(name, f"{_ended(status)}; starting again in {pause_s:g} s")
+            self._output.line(name, f"{_in_words(status)}; starting again in {pause_s:g} s")
             with contextlib.suppress(TimeoutError):
                 await asyncio.wait_for(child.stop_asked.wait(), pause_s)
                 return
@@ -155,6 +156,15 @@ class Supervisor:
                 self._output.line(name, f"can't be started: {error}")
             if child.stop_asked.is_set():
                 child.signal(child.program.stop_signal)
+
+    async def _ended(self, process: asyncio.subprocess.Process, program: Program) -> int:
+        """The status with which it ends; until then its log is kept short."""
+        while True:
+            try:
+                async with asyncio.timeout(_TRIM_EVERY_S if program.log_file else None):
+                    return await process.wait()
+            except TimeoutError:
+                await asyncio.to_thread(program.trim_log)
 
     async def _end(self, child: Child, hurry: asyncio.Event) -> None:
         """Wait for the end of a child that was asked to stop."""
@@ -191,7 +201,7 @@ class Supervisor:
             transport.close()
 
 
-def _ended(status: int) -> str:
+def _in_words(status: int) -> str:
     return f"ended by {signal.Signals(-status).name}" if status < 0 else f"ended with status {status}"
 
 

@@ -9,6 +9,7 @@ import sys
 import psutil
 import pytest
 
+from llamaproj.up import program
 from llamaproj.up.leftovers import Record, end, is_alive
 from llamaproj.up.program import Program
 from llamaproj.up.supervisor import Output, Supervisor
@@ -146,3 +147,35 @@ async def test_a_predecessors_processes_are_ended_and_strangers_are_not(tmp_path
 def test_a_damaged_or_stale_record_ends_nobody(tmp_path, text):
     (tmp_path / "processes.json").write_text(text)
     assert Record(tmp_path / "processes.json").end_running() == []
+
+
+WRITER = """
+import time
+for number in range(1_000):
+    print(f'line {number:04}', flush=True)
+    time.sleep(0.0005)
+print('last', flush=True)
+time.sleep(60)
+"""
+
+
+async def test_a_log_is_kept_short_and_written_on(supervisor, tmp_path, monkeypatch):
+    monkeypatch.setattr(program, "_MOST_LOG_BYTES", 2_000)
+    monkeypatch.setattr("llamaproj.up.supervisor._TRIM_EVERY_S", 0.05)
+    log, older = tmp_path / "logs" / "writer.log", tmp_path / "logs" / "writer.log.1"
+    await supervisor.start(python("writer", WRITER, log_file=log))
+
+    def said() -> str:
+        return "".join(file.read_text() for file in (older, log) if file.exists())
+
+    async with asyncio.timeout(PATIENCE_S):
+        while not said().endswith("last\n"):
+            await asyncio.sleep(0.05)
+    await asyncio.sleep(0.1)
+
+    *before, last = said().splitlines()
+    assert last == "last"
+    assert all(line.startswith("line ") and len(line) == 9 for line in before)
+    assert before == sorted(before)
+    assert 0 < older.stat().st_size <= 2_000
+    assert older.stat().st_mode & 0o077 == 0
