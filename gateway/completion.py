@@ -9,7 +9,7 @@ the block was left.
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Coroutine
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -289,15 +289,15 @@ async def run(call: Call) -> AsyncIterator[Stream]:
         meter.fail(error)
         raise
     finally:
-        settling = stream.settling if stream is not None else None
-        await asyncio.shield(settling or _settle(call, meter, ticket))
+        if stream is not None and stream.settling is not None:
+            await asyncio.shield(stream.settling)
+        # What strangers guess, who are nobody or ask for nothing that is here, fills no table.
+        elif ticket is not None or not isinstance(meter.error, _NOT_OURS):
+            await asyncio.shield(_settle(call, meter, ticket))
 
 
-async def _settle(call: Call, meter: Meter, ticket: Ticket | None) -> None:
-    """Give back what was reserved, and leave the record."""
-    if isinstance(meter.error, _NOT_OURS) and ticket is None:
-        # Nobody, or nothing that is here: what strangers guess fills no table.
-        return
+def _settle(call: Call, meter: Meter, ticket: Ticket | None) -> Coroutine[Any, Any, None]:
+    """Give back what was reserved, and leave the record. Both are on their way before anybody awaits it."""
     row = record.Record(
         id=ticket.id if ticket else uuid4(),
         user=call.caller.user_pk,
@@ -323,11 +323,9 @@ async def _settle(call: Call, meter: Meter, ticket: Ticket | None) -> None:
         total_ms=(time.monotonic() - meter.arrived) * 1000,
     )
     if ticket is None:
-        await admission.leave(row.encode())
-    else:
-        lost = isinstance(meter.error, UpstreamLost)
-        outcome = "lost" if lost else "ok" if meter.finish in _ENDED else ""
-        await ticket.close(row.encode(), row.prompt_tokens, row.completion_tokens, outcome=outcome)
+        return admission.leave(row.encode())
+    outcome = "lost" if isinstance(meter.error, UpstreamLost) else "ok" if meter.finish in _ENDED else ""
+    return ticket.close(row.encode(), row.prompt_tokens, row.completion_tokens, outcome=outcome)
 
 
 def _unsaid_prompt(meter: Meter, ticket: Ticket | None) -> int:

@@ -173,7 +173,7 @@ async def open_answer(replica: Replica, path: str, body: dict[str, Any], *, hops
         said = await stream.whole(_MAX_ERROR_BYTES)
     finally:
         stream.close()
-    if replica.external is None:
+    if isinstance(answer, wire.Answer):
         raise _error_of(answer.status, said)
     if answer.status in {404, 405, 501} and path not in _EVERYBODY_KNOWS:
         raise NotSupported

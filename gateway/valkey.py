@@ -8,7 +8,7 @@ import asyncio
 import hashlib
 import ssl
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable, Coroutine
 from contextlib import suppress
 from typing import Any, cast
 
@@ -137,14 +137,24 @@ class Line:
         if self._protocol is None or not self._protocol.is_open:
             await self.ask("SUBSCRIBE", channel)
 
-    async def run(self, script: Script, *arguments: Argument, keys: tuple[Argument, ...] = ()) -> Any:
-        """The answer of a script. Raises as `ask` does."""
+    def run(
+        self, script: Script, *arguments: Argument, keys: tuple[Argument, ...] = ()
+    ) -> Coroutine[Any, Any, Any]:
+        """The answer of a script, which is asked before anybody awaits it where the connection is open. Raises as `ask`
+        does, once it is awaited."""
+        asked = ("EVALSHA", script.digest, len(keys), *keys, *arguments)
+        protocol = self._protocol
+        first = protocol.ask(asked) if protocol is not None and protocol.is_open else self.ask(*asked)
+        return self._known(first, script, len(keys), *keys, *arguments)
+
+    async def _known(self, first: Awaitable[Any], script: Script, *arguments: Argument) -> Any:
+        """The first answer, or the one of a server that had to be told the script."""
         try:
-            return await self.ask("EVALSHA", script.digest, len(keys), *keys, *arguments)
+            return await first
         except ResponseError as error:
             if not str(error).startswith("NOSCRIPT"):
                 raise
-        return await self.ask("EVAL", script.text, len(keys), *keys, *arguments)
+        return await self.ask("EVAL", script.text, *arguments)
 
     async def aclose(self) -> None:
         """Close the connection, and return when it is closed."""

@@ -24,7 +24,6 @@ _CONNECT_S = 3.0
 _LINGER_S = 1.0
 # An idle connection keeps one of llama-server's few threads waiting: few are kept, and not for long.
 _MOST_IDLE, _IDLE_S = 2, 2.0
-_MOST_HEADERS = 100
 # A machine that was cut off says nothing by itself: its sockets are probed, and given up after so many seconds.
 _PROBE_AFTER_S, _PROBE_EVERY_S, _PROBES, _GIVE_UP_S = 5, 2, 3, 10
 
@@ -104,7 +103,6 @@ class Answer:
 
     def __init__(self, wire: "_Wire", silence_s: float) -> None:
         self.status = 0
-        self.headers: dict[str, str] = {}
         self.silence_s = silence_s
         self._wire = wire
         self._chunks: list[bytes] = []
@@ -114,7 +112,7 @@ class Answer:
         self._waiter: asyncio.Future[None] | None = None
 
     async def head(self) -> "Answer":
-        """Itself, once its status and headers are here."""
+        """Itself, once its status is here."""
         try:
             while not self.status:
                 await self._news()
@@ -268,11 +266,6 @@ class _Wire(asyncio.BufferedProtocol):
             self._timer = None
 
     # The parser's side ------------------------------------------------------------------------------------------------
-
-    def on_header(self, name: bytes, value: bytes) -> None:
-        """One header."""
-        if self._answer is not None and len(self._answer.headers) < _MOST_HEADERS:
-            self._answer.headers[name.decode("latin-1").lower()] = value.decode("latin-1")
 
     def on_headers_complete(self) -> None:
         """The head's end."""

@@ -4,6 +4,7 @@ import asyncio
 import secrets
 import time
 import weakref
+from collections.abc import Coroutine
 from typing import TYPE_CHECKING, Any
 from uuid import uuid4
 
@@ -62,9 +63,11 @@ class Gate:
                     ) from error
             await asyncio.sleep(_RETRY_S)
 
-    async def run_once(self, script: Script, *arguments: Any, keys: tuple[Any, ...] = ()) -> Any:
-        """A script's answer. Raises `ValkeyGone` or `OSError`."""
-        return await self._line.run(script, *arguments, keys=keys)
+    def run_once(
+        self, script: Script, *arguments: Any, keys: tuple[Any, ...] = ()
+    ) -> Coroutine[Any, Any, Any]:
+        """A script's answer; asked at once, if it can be. Raises `ValkeyGone` or `OSError`."""
+        return self._line.run(script, *arguments, keys=keys)
 
     def settle_later(self, arguments: tuple[Any, ...]) -> None:
         """Tell Valkey of an end once it is back."""

@@ -7,11 +7,12 @@ from gateway.valkey import Script
 _FOLDER = Path(__file__).with_name("lua")
 # Each part uses those before it.
 _PARTS = ("memory", "windows", "counters", "replicas", "tickets", "line", "lifetime")
-_SHARED = "\n".join((_FOLDER / "shared" / f"{part}.lua").read_text() for part in _PARTS)
+# Before each script.
+SHARED = "\n".join((_FOLDER / "shared" / f"{part}.lua").read_text() for part in _PARTS)
 
 
 def _script(name: str) -> Script:
-    return Script(f"{_SHARED}\n{(_FOLDER / name).read_text()}")
+    return Script(f"{SHARED}\n{(_FOLDER / name).read_text()}")
 
 
 ADMIT = _script("admit.lua")

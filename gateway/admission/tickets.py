@@ -10,7 +10,7 @@ finally:
 import asyncio
 import secrets
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Coroutine
 from dataclasses import dataclass
 from typing import Any
 from uuid import UUID, uuid4
@@ -294,20 +294,19 @@ class Ticket:
 
     # Out --------------------------------------------------------------------------------------------------------------
 
-    async def close(
+    def close(
         self, said: bytes = b"", prompt_tokens: int = 0, completion_tokens: int = 0, *, outcome: str = ""
-    ) -> None:
-        """Settle what was reserved, free the slot, hand on the record. Raises nothing; closing twice is closing once.
+    ) -> Coroutine[Any, Any, None]:
+        """Settle what was reserved, free the slot, hand on the record: said at once, and done when it was awaited.
 
-        `outcome` is "ok" after an answer, "lost" where the replica failed, and empty where nothing is known of it.
+        Raises nothing; closing twice is closing once. `outcome` is "ok" after an answer, "lost" where the replica
+        failed, and empty where nothing is known of it.
         """
-        if self._closed:
-            return
-        self._closed = True
+        is_open, self._closed = not self._closed, True
         self._gate.tickets.pop(self._key, None)
-        if not self.is_known and not said:
-            return
-        await _settle(self._gate, (self._key, prompt_tokens, completion_tokens, outcome), said)
+        if not is_open or not (self.is_known or said):
+            return _nothing()
+        return _settle(self._gate, (self._key, prompt_tokens, completion_tokens, outcome), said)
 
     def revoke(self, error: LlamaProjError) -> None:
         """The caller has lost their rights: waiting ends, and an answer's reader is told."""
@@ -317,10 +316,17 @@ class Ticket:
             self._granted.set_exception(error)
 
 
-async def _settle(gate: Gate, end: tuple[str | int, ...], said: bytes) -> None:
+def _settle(gate: Gate, end: tuple[str | int, ...], said: bytes) -> Coroutine[Any, Any, None]:
     keys = (record.STREAM, record.FIELD)
+    asked = gate.run_once(scripts.SETTLE, *end, said, record.MOST_WAITING, keys=keys)
+    return _settled(gate, asked, end, said)
+
+
+async def _settled(
+    gate: Gate, asked: Coroutine[Any, Any, Any], end: tuple[str | int, ...], said: bytes
+) -> None:
     try:
-        await gate.run_once(scripts.SETTLE, *end, said, record.MOST_WAITING, keys=keys)
+        await asked
     except (ValkeyGone, OSError, ResponseError) as error:
         log.warning("the end of a request waits for Valkey", error=str(error))
         gate.settle_later((scripts.SETTLE, *end, b"", 0))
@@ -328,9 +334,13 @@ async def _settle(gate: Gate, end: tuple[str | int, ...], said: bytes) -> None:
             await _write_directly(said)
 
 
-async def leave(said: bytes) -> None:
+async def _nothing() -> None:
+    """There is nothing to wait for."""
+
+
+def leave(said: bytes) -> Coroutine[Any, Any, None]:
     """Leave the record of a request that wasn't let in. Raises nothing."""
-    await _settle(gate(), ("", 0, 0, ""), said)
+    return _settle(gate(), ("", 0, 0, ""), said)
 
 
 @database_sync_to_async

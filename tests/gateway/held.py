@@ -22,8 +22,8 @@ def held(portal: Portal) -> dict[str, int]:
         for key in valkey.scan_iter(f"{_GATE}r:*"):
             counts[f"open at {key.decode()}"] = int(valkey.hget(key, "open") or 0)
             counts[f"KV tokens at {key.decode()}"] = int(valkey.hget(key, "kv") or 0)
-        for key in valkey.scan_iter(f"{_GATE}l:*:6"):
-            counts[key.decode()] = int(valkey.scard(key))
+        for key in valkey.scan_iter(f"{_GATE}l:*"):
+            counts[key.decode()] = int(valkey.hget(key, "open") or 0)
         for key in valkey.scan_iter(f"{_GATE}m:*:facts"):
             counts[f"waiting at {key.decode()}"] = int(valkey.hget(key, "waiting") or 0)
     return {name: count for name, count in counts.items() if count}
@@ -42,7 +42,5 @@ def wait_until_free(portal: Portal, seconds: float) -> tuple[float, dict[str, in
 def used_tokens(portal: Portal, subject: str) -> tuple[int, int]:
     """Prompt and completion tokens that count against the limits a day of "user:1", "key:…", "team:…" or "model:…"."""
     with valkey_of(portal) as valkey:
-        prompt, completion = (
-            int(valkey.hget(f"{_GATE}l:{subject}:{metric}", "total") or 0) for metric in (4, 5)
-        )
+        prompt, completion = (int(valkey.hget(f"{_GATE}l:{subject}", f"{metric}+") or 0) for metric in (4, 5))
     return prompt, completion

@@ -16,6 +16,7 @@ from gateway.admission.gate import gate
 from gateway.errors import LimitReached
 from gateway.models import Limit, UsageRecord
 from models_admin.models import Instance, ServedModel
+from models_admin.states import InstanceState
 from tests.serving import serve
 
 pytestmark = pytest.mark.django_db(transaction=True)
@@ -137,7 +138,7 @@ async def test_an_emptied_valkey_gives_nobody_a_new_day(served, ada):
     await in_db(UsageRecord.objects.create)(
         user=ada, served=served, model_slug="limited", door="api", finish="stop", completion_tokens=990
     )
-    await in_db(get_redis_connection().delete)(f"llamaproj:gate:l:user:{ada.pk}:5")
+    await in_db(get_redis_connection().delete)(f"llamaproj:gate:l:user:{ada.pk}")
 
     with pytest.raises(LimitReached) as refused:
         await admit(ada, served, completion_tokens=20)
@@ -154,6 +155,21 @@ async def test_so_many_at_the_same_time_and_no_more(served, ada):
         await admit(ada, served)
     await ticket.close()
     await (await admit(ada, served)).close()
+
+
+async def test_who_waits_for_a_model_to_load_uses_nothing_up(served, ada):
+    await in_db(Instance.objects.filter(served=served).update)(state=InstanceState.STARTING)
+    await limit(user=ada, requests_per_minute=3)
+    waiting = asyncio.create_task(admit(ada, served, light=True))
+    await asyncio.sleep(1)
+
+    use = await in_db(admission.use_of)([("user", ada.pk)])
+    assert use[0].requests_per_minute in {None, 0}
+    await in_db(Instance.objects.filter(served=served).update)(state=InstanceState.READY)
+    await in_db(version.renew)(version.CATALOG)
+    await (await asyncio.wait_for(waiting, 10)).close()
+    use = await in_db(admission.use_of)([("user", ada.pk)])
+    assert use[0].requests_per_minute == 1
 
 
 async def test_everybodys_limit_holds_for_each_until_somebody_has_their_own(served, ada):

@@ -35,7 +35,7 @@ local function answer(ticket)
     local mine = found[id] or {count, 0}
     return {'wait', mine[1], mine[2]}
   end
-  return {'run', ticket.replica, ticket.slot, tonumber(ticket.strange) or 0}
+  return {'run', ticket.replica, ticket.slot, ticket.strange}
 end
 
 -- The answer to this question may have been lost on its way.
@@ -45,18 +45,20 @@ if call('EXISTS', G .. 't:' .. id) == 1 then return answer(ticket_of(id)) end
 
 local subjects, unseeded, reserve = {}, {}, completion
 for i = FIRST_SUBJECT, #ARGV, PER_SUBJECT do
-  local subject = {name = ARGV[i], limits = {}}
-  for metric = 1, CONCURRENT do
+  local subject = {name = ARGV[i], limits = {}, metrics = {}, needs = {}, most = tonumber(ARGV[i + CONCURRENT])}
+  for metric = 1, #WINDOWS do
     local limit = tonumber(ARGV[i + metric])
     if limit >= 0 then
-      subject.limits[metric] = limit
-      if (metric == 4 or metric == 5) and forced == ''
-          and call('HEXISTS', window_key(subject.name, metric), 'from') == 0 then
-        unseeded[#unseeded + 1] = subject.name .. ':' .. metric
-      end
+      subject.metrics[#subject.metrics + 1], subject.limits[metric] = metric, limit
       if completion < 0 and (metric == 3 or metric == 5) then
         reserve = math.min(reserve < 0 and UNSAID_TOKENS or reserve, limit)
       end
+    end
+  end
+  subject.used, subject.open = used_by(subject.name, subject.metrics)
+  for _, metric in ipairs(subject.metrics) do
+    if WINDOWS[metric] == DAY and forced == '' and not subject.used[metric] then
+      unseeded[#unseeded + 1] = subject.name .. ':' .. metric
     end
   end
   subjects[#subjects + 1] = subject
@@ -78,64 +80,52 @@ local function note(remaining, limit, now_best)
 end
 
 for i, subject in ipairs(subjects) do
-  for metric = 1, 5 do
-    local limit = subject.limits[metric]
-    if limit then
-      local key, window = window_key(subject.name, metric), WINDOWS[metric]
-      local used, from, head = slide(key, window)
-      local need = amount(metric, limit)
-      if forced == '' then
-        if need > limit then return {'never', i, metric, limit, used} end
-        if used + math.max(1, need) > limit then
-          return {'limit', i, metric, limit, used, room_in(key, window, from, head, used + math.max(1, need) - limit)}
-        end
-      end
-      if metric == 1 then tight_requests = note(limit - used - need, limit, tight_requests)
-      elseif metric <= 3 then tight_tokens = note(limit - used - need, limit, tight_tokens) end
+  for _, metric in ipairs(subject.metrics) do
+    local limit, known = subject.limits[metric], subject.used[metric]
+    local used = known and known.total or 0
+    local need = amount(metric, limit)
+    if forced == '' then
+      if need > limit then return {'never', i, metric, limit, used} end
+      local excess = used + math.max(1, need) - limit
+      if excess > 0 then return {'limit', i, metric, limit, used, room_in(subject.name, metric, known, excess)} end
     end
+    subject.needs[metric] = need
+    if metric == 1 then tight_requests = note(limit - used - need, limit, tight_requests)
+    elseif metric <= 3 then tight_tokens = note(limit - used - need, limit, tight_tokens) end
   end
-  local most = subject.limits[CONCURRENT]
-  if most and forced == '' and call('SCARD', window_key(subject.name, CONCURRENT)) >= most then
+  if subject.most >= 0 and forced == '' and subject.open >= subject.most then
     local service = tonumber(call('HGET', of(model, 'facts'), 'service') or 0)
-    return {'limit', i, CONCURRENT, most, most, math.max(1000, math.floor(service))}
+    return {'limit', i, CONCURRENT, subject.most, subject.most, math.max(1000, math.floor(service))}
   end
 end
 
 local facts = of(model, 'facts')
-local now = call('HMGET', facts, 'waiting', 'last')
-local waiting, last = tonumber(now[1] or 0), now[2]
+local waiting, last = waiting_for(model), call('HGET', facts, 'last')
 if forced == '' and not light and waiting >= tonumber(ARGV[15]) then
   local _, _, clear = places(model)
   return {'full', math.floor(clear)}
 end
 
+local least
+if light then
+  for _, one in ipairs(replicas) do
+    local open = load_of(one.id).open
+    if (not least or open < least.open) and passes(one.id) then least = {id = one.id, open = open} end
+  end
+  -- Nothing is counted before there is somebody to ask.
+  if not least then return {'nowhere'} end
+end
+
 -- Reservation ----------------------------------------------------------------------------------------------------------
 
-local reserved, names = {}, {}
-for _, subject in ipairs(subjects) do
-  for metric = 1, 5 do
-    local limit = subject.limits[metric]
-    if limit then
-      local key, need = window_key(subject.name, metric), amount(metric, limit)
-      -- What is said again was counted when it was said first.
-      local bucket = add(key, WINDOWS[metric], need)
-      reserved[#reserved + 1] = key .. ' ' .. metric .. ' ' .. bucket .. ' ' .. need .. ';'
-    end
-  end
-  if subject.limits[CONCURRENT] then
-    local key = window_key(subject.name, CONCURRENT)
-    call('SADD', key, id)
-    call('PEXPIRE', key, 86400000)
-    names[#names + 1] = subject.name
-  end
+local reserved = {}
+for i, subject in ipairs(subjects) do
+  reserved[i] = reserve_of(subject.name, subject.used, subject.open, subject.needs)
 end
 
 local ticket = {id = id, model = model, person = person, class = class, weight = weight, prompt = prompt, kv = kv,
   state = 'wait', arrived = NOW, since = NOW, seq = call('HINCRBY', facts, 'seq', 1), process = process, charged = 0,
-  thread = thread, avoid = avoid, reserved = table.concat(reserved), subjects = table.concat(names, ' '), moved = ''}
-call('HSET', G .. 't:' .. id, 'model', model, 'person', person, 'class', class, 'weight', weight, 'prompt', prompt,
-  'kv', kv, 'state', 'wait', 'arrived', NOW, 'since', NOW, 'seq', ticket.seq, 'process', process, 'charged', 0,
-  'thread', thread, 'avoid', avoid, 'reserved', ticket.reserved, 'subjects', ticket.subjects)
+  thread = thread, avoid = avoid, reserved = table.concat(reserved), replica = '', slot = -1, strange = 0, granted = 0}
 call('SADD', G .. 'of:' .. process, id)
 call('ZADD', G .. 'processes', NOW, process)
 
@@ -146,28 +136,18 @@ local function headers(found)
   return found
 end
 
-if light then
-  ticket.avoid, ticket.since = '', 0
-  local least
-  for _, one in ipairs(replicas) do
-    if passes(one.id) then
-      local open = tonumber(call('HGET', G .. 'r:' .. one.id, 'open') or 0)
-      if not least or open < least[2] then least = {one.id, open} end
-    end
-  end
-  if least then
-    call('HSET', G .. 't:' .. id, 'state', 'light', 'replica', least[1], 'slot', -1)
-    return headers({'run', least[1], -1, 0})
-  end
-  finish(id, 0, 0, '')
-  return {'nowhere'}
+if least then
+  ticket.state, ticket.replica = 'light', least.id
+  save(ticket)
+  return headers(answer(ticket))
 end
 
 if forced == 'run' then
-  call('HSET', G .. 't:' .. id, 'state', 'run', 'replica', ARGV[18], 'slot', ARGV[19], 'granted', ARGV[20],
-    'charged', ARGV[21])
-  occupy(ticket, ARGV[18], tonumber(ARGV[19]))
-  return {'run', ARGV[18], tonumber(ARGV[19]), 0}
+  ticket.state, ticket.replica, ticket.slot = 'run', ARGV[18], tonumber(ARGV[19])
+  ticket.granted, ticket.charged = tonumber(ARGV[20]), tonumber(ARGV[21])
+  occupy(ticket, load_of(ticket.replica))
+  save(ticket)
+  return answer(ticket)
 end
 
 lift(model, person, waiting, last)
@@ -175,7 +155,9 @@ local place = waiting <= 0 and find_place(ticket, replicas)
 if place then
   if last ~= person then call('HSET', facts, 'last', person) end
   grant(ticket, place)
+  save(ticket)
 else
+  save(ticket)
   enqueue(ticket)
   dispatch(model, id)
   ticket = ticket_of(id)

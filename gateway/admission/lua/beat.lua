@@ -9,16 +9,16 @@ settling()
 if #ARGV > 2 then call('ZADD', G .. 'processes', NOW, process) end
 bury()
 for i = 3, #ARGV, 3 do
-  local id, written = ARGV[i], tonumber(ARGV[i + 1]) * COMPLETION_WEIGHT
-  local known = call('HMGET', G .. 't:' .. id, 'state', 'model', 'person', 'weight', 'charged')
-  local state, model, charged = known[1], known[2], tonumber(known[5] or 0)
-  if not state then
+  local id, tokens = ARGV[i], tonumber(ARGV[i + 1]) * COMPLETION_WEIGHT
+  local ticket = ticket_of(id)
+  if not ticket then
     missing[#missing + 1] = id
   else
-    models[model] = true
-    if state == 'run' and written > charged then
-      charge(model, known[3], tonumber(known[4]), written - charged)
-      call('HSET', G .. 't:' .. id, 'charged', written)
+    models[ticket.model] = true
+    if ticket.state == 'run' and tokens > ticket.charged then
+      charge(ticket.model, ticket.person, ticket.weight, tokens - ticket.charged)
+      ticket.charged = tokens
+      save(ticket)
     end
     if ARGV[i + 2] == '0' then mine[#mine + 1] = id end
   end
@@ -38,7 +38,7 @@ for _, id in ipairs(mine) do
     local place = found[ticket.model] and found[ticket.model][id] or {0, 0}
     waiting[#waiting + 1] = {id, place[1], place[2]}
   elseif ticket and ticket.state == 'run' then
-    running[#running + 1] = {id, ticket.replica, ticket.slot, tonumber(ticket.strange) or 0}
+    running[#running + 1] = {id, ticket.replica, ticket.slot, ticket.strange}
   end
 end
 return {call('GET', RIGHTS), call('GET', CATALOG), missing, waiting, running, lines}

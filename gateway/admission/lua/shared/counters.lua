@@ -4,7 +4,11 @@ local function of(model, name) return G .. 'm:' .. model .. ':' .. name end
 
 local function counter(model, person) return tonumber(call('ZSCORE', of(model, 'vtc'), person) or 0) end
 
-local function waiting_for(model) return tonumber(call('HGET', of(model, 'facts'), 'waiting') or 0) end
+local known_waiting = {}
+local function waiting_for(model)
+  known_waiting[model] = known_waiting[model] or tonumber(call('HGET', of(model, 'facts'), 'waiting') or 0)
+  return known_waiting[model]
+end
 
 local function waits(model, person)
   for class = 0, 2 do
@@ -44,13 +48,13 @@ local function enqueue(ticket)
   else call('HSET', of(model, 'weights'), person, ticket.weight) end
   call('ZADD', of(model, 'q' .. class .. ':' .. person), ticket.seq, ticket.id)
   call('ZADD', of(model, 'w' .. class), counter(model, person), person)
-  call('HINCRBY', of(model, 'facts'), 'waiting', 1)
+  known_waiting[model] = call('HINCRBY', of(model, 'facts'), 'waiting', 1)
 end
 
 local function dequeue(model, id, person, class)
   local queue = of(model, 'q' .. class .. ':' .. person)
   if call('ZREM', queue, id) == 0 then return end
-  call('HINCRBY', of(model, 'facts'), 'waiting', -1)
+  known_waiting[model] = call('HINCRBY', of(model, 'facts'), 'waiting', -1)
   if call('ZCARD', queue) == 0 then
     call('ZREM', of(model, 'w' .. class), person)
     if not waits(model, person) then call('HSET', of(model, 'facts'), 'last', person) end

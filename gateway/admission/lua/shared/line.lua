@@ -35,6 +35,7 @@ local function dispatch(model, mine)
           local both = call('EXISTS', of(model, 'w2')) == 1
           dequeue(model, id, person, class)
           grant(ticket, place)
+          save(ticket)
           if class == 1 and both then call('HINCRBY', of(model, 'facts'), 'passed', 1) end
           if class == 2 then call('HSET', of(model, 'facts'), 'passed', 0) end
           if id ~= mine then

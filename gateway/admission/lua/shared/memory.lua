@@ -9,7 +9,7 @@
 --                          weights · facts · replicas · thread:THREAD: the slot that read it last
 --   r:REPLICA              open requests, KV tokens, slots (made: used so far; free: those of them that are free, coldest
 --                          first; of each s: ticket, p: last person, h: last thread) · b:REPLICA its breaker
---   l:SUBJECT:METRIC       a sliding window, or the set of open requests
+--   l:SUBJECT              its sliding windows and open requests (windows.lua)
 
 local G = 'llamaproj:gate:'
 local RIGHTS, CATALOG = 'llamaproj:version:rights', 'llamaproj:version:catalog'

@@ -44,14 +44,21 @@ local function warm_place(ticket)
   return {replica = replica, slot = tonumber(slot)}
 end
 
+-- How loaded a replica is: open requests, their KV tokens, slots used so far, and which of those are free.
+local function load_of(replica)
+  local known = call('HMGET', G .. 'r:' .. replica, 'open', 'kv', 'made', 'free')
+  return {open = tonumber(known[1] or 0), kv = tonumber(known[2] or 0), made = tonumber(known[3] or 0),
+    free = known[4] or ' '}
+end
+
 -- Where the ticket may run now: a replica's facts, a slot, whether a stranger had it, whether it is a probe. Or nothing.
 -- A warm slot first, then the least loaded: by KV tokens, then by open requests.
 local function find_place(ticket, replicas)
   local best
   local warm = warm_place(ticket)
   for _, facts in ipairs(replicas) do
-    local load = call('HMGET', G .. 'r:' .. facts.id, 'open', 'kv', 'made', 'free')
-    local open, kv = tonumber(load[1] or 0), tonumber(load[2] or 0)
+    local load = load_of(facts.id)
+    local open, kv = load.open, load.kv
     local avoided = ticket.avoid ~= '' and string.find(ticket.avoid, facts.id, 1, true) ~= nil
     if open < facts.slots and (facts.kv == 0 or kv + math.min(ticket.kv, facts.context) <= facts.kv)
         and not (avoided and facts.own and NOW - ticket.since < AVOIDED_MS) then
@@ -59,8 +66,7 @@ local function find_place(ticket, replicas)
       if may then
         local slot, strange = nil, false
         if facts.own then slot, strange = warm_slot(ticket, facts, warm) end
-        local one = {facts = facts, slot = slot, strange = strange, probing = probing,
-          made = tonumber(load[3] or 0), free = load[4] or '',
+        local one = {facts = facts, slot = slot, strange = strange, probing = probing, load = load,
           order = {avoided and 1 or 0, slot and 0 or 1, kv / math.max(1, facts.kv), open / facts.slots}}
         local better = not best
         if best then
@@ -75,7 +81,7 @@ local function find_place(ticket, replicas)
   if best and not best.slot then
     best.slot, best.strange = -1, false
     if best.facts.own then
-      best.slot, best.strange = free_slot(best.facts, ticket.person, best.made, best.free)
+      best.slot, best.strange = free_slot(best.facts, ticket.person, best.load.made, best.load.free)
       if not best.slot then return nil end
     end
   end
@@ -88,19 +94,18 @@ local function replicas_of(model)
 end
 
 -- Free slots are a list in one field: ' 3 0 2 ', the coldest first.
-local function occupy(ticket, replica, slot)
-  local key = G .. 'r:' .. replica
-  call('HINCRBY', key, 'open', 1)
-  call('HINCRBY', key, 'kv', ticket.kv)
-  if slot >= 0 then
-    local known = call('HMGET', key, 'made', 'free')
-    local made, free = tonumber(known[1] or 0), known[2] or ' '
-    for unused = made, slot - 1 do free = free .. unused .. ' ' end
-    call('HSET', key, 's' .. slot, ticket.id, 'p' .. slot, ticket.person, 'h' .. slot, ticket.thread,
-      'of' .. ticket.person, slot, 'made', math.max(made, slot + 1),
+local function occupy(ticket, load)
+  local key, slot = G .. 'r:' .. ticket.replica, ticket.slot
+  if slot < 0 then
+    call('HSET', key, 'open', load.open + 1, 'kv', load.kv + ticket.kv)
+  else
+    local free = load.free
+    for unused = load.made, slot - 1 do free = free .. unused .. ' ' end
+    call('HSET', key, 'open', load.open + 1, 'kv', load.kv + ticket.kv, 's' .. slot, ticket.id, 'p' .. slot, ticket.person,
+      'h' .. slot, ticket.thread, 'of' .. ticket.person, slot, 'made', math.max(load.made, slot + 1),
       'free', (string.gsub(free, ' ' .. slot .. ' ', ' ', 1)))
     if ticket.thread ~= '' then
-      call('SET', of(ticket.model, 'thread:' .. ticket.thread), replica .. ' ' .. slot, 'PX', FORGET_MS)
+      call('SET', of(ticket.model, 'thread:' .. ticket.thread), ticket.replica .. ' ' .. slot, 'PX', FORGET_MS)
     end
   end
   call('PEXPIRE', key, 86400000)
@@ -109,15 +114,13 @@ end
 -- Give the replica back; `outcome` is 'ok', 'lost' or ''.
 local function vacate(ticket, outcome)
   local key, breaker = G .. 'r:' .. ticket.replica, G .. 'b:' .. ticket.replica
-  call('HINCRBY', key, 'open', -1)
-  call('HINCRBY', key, 'kv', -ticket.kv)
-  if ticket.slot >= 0 then
-    local known = call('HMGET', key, 's' .. ticket.slot, 'free')
-    if known[1] == ticket.id then
-      call('HDEL', key, 's' .. ticket.slot)
-      call('HSET', key, 'free', (known[2] or ' ') .. ticket.slot .. ' ')
-    end
+  local known = call('HMGET', key, 'open', 'kv', 'free', 's' .. ticket.slot)
+  local free = known[3] or ' '
+  if known[4] == ticket.id then
+    call('HDEL', key, 's' .. ticket.slot)
+    free = free .. ticket.slot .. ' '
   end
+  call('HSET', key, 'open', tonumber(known[1] or 0) - 1, 'kv', tonumber(known[2] or 0) - ticket.kv, 'free', free)
   if outcome == 'ok' then
     call('DEL', breaker)
   elseif outcome == 'lost' then

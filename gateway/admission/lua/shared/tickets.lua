@@ -1,28 +1,19 @@
 -- Tickets: requests that were let in, from their slot to their end.
 
-local FIELDS = {'model', 'person', 'class', 'weight', 'prompt', 'kv', 'state', 'arrived', 'seq', 'process', 'replica',
-  'slot', 'granted', 'charged', 'thread', 'avoid', 'since', 'reserved', 'strange', 'subjects', 'moved', 'slots'}
-
 local function ticket_of(id)
-  local values = call('HMGET', G .. 't:' .. id, unpack(FIELDS))
-  if not values[1] then return nil end
-  local ticket = {id = id}
-  for i, name in ipairs(FIELDS) do ticket[name] = values[i] or '' end
-  for _, name in ipairs({'class', 'weight', 'prompt', 'kv', 'arrived', 'seq', 'granted', 'charged', 'since', 'slot', 'slots'}) do
-    ticket[name] = tonumber(ticket[name]) or 0
-  end
-  return ticket
+  local packed = call('GET', G .. 't:' .. id)
+  return packed and cmsgpack.unpack(packed)
 end
 
+local function save(ticket) call('SET', G .. 't:' .. ticket.id, cmsgpack.pack(ticket)) end
+
+-- It runs there from now on. Whoever calls this saves the ticket.
 local function grant(ticket, place)
-  local strange = (place.facts.strict and place.strange) and 1 or 0
-  call('HSET', G .. 't:' .. ticket.id, 'state', 'run', 'replica', place.facts.id, 'slot', place.slot, 'granted', NOW,
-    'strange', strange, 'slots', place.facts.slots)
-  ticket.state, ticket.replica, ticket.slot, ticket.granted, ticket.strange =
-    'run', place.facts.id, place.slot, NOW, tostring(strange)
-  occupy(ticket, place.facts.id, place.slot)
+  ticket.state, ticket.replica, ticket.slot, ticket.granted = 'run', place.facts.id, place.slot, NOW
+  ticket.strange = (place.facts.strict and place.strange) and 1 or 0
+  occupy(ticket, place.load)
   if place.probing then call('HSET', G .. 'b:' .. place.facts.id, 'probe', ticket.id) end
-  if ticket.moved == '' then charge(ticket.model, ticket.person, ticket.weight, ticket.prompt * PROMPT_WEIGHT) end
+  if not ticket.moved then charge(ticket.model, ticket.person, ticket.weight, ticket.prompt * PROMPT_WEIGHT) end
 end
 
 -- End a ticket: slots, windows and counters become what was really used. Nothing where it has ended already.
@@ -31,12 +22,8 @@ local function finish(id, prompt, completion, outcome)
   if not ticket then return nil end
   call('DEL', G .. 't:' .. id)
   call('SREM', G .. 'of:' .. ticket.process, id)
-  for subject in string.gmatch(ticket.subjects, '%S+') do call('SREM', window_key(subject, CONCURRENT), id) end
-  for key, metric, bucket, amount in string.gmatch(ticket.reserved, '(%S+) (%d) (%d+) (%d+);') do
-    metric = tonumber(metric)
-    local used = tonumber(amount)
-    if metric == 2 or metric == 4 then used = prompt elseif metric == 3 or metric == 5 then used = completion end
-    correct(key, WINDOWS[metric], tonumber(bucket), used - tonumber(amount))
+  for subject, reserved in string.gmatch(ticket.reserved, '([^ ;]+)([^;]*);') do
+    return_to(subject, reserved, prompt, completion)
   end
   if ticket.state == 'wait' then
     dequeue(ticket.model, id, ticket.person, ticket.class)
