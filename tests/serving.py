@@ -1,9 +1,13 @@
-"""Rows for a served model whose replica a test runs itself."""
+"""Rows for a served model whose replica a test runs itself, and an orderly end of asking it."""
 
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from urllib.parse import urlsplit
 
 from django.utils import timezone
 
+from gateway import admission
+from gateway.upstream import close_session
 from models_admin.models import Instance, ModelFile, Node, ServedModel
 from models_admin.secret_box import seal
 from models_admin.states import InstanceState
@@ -32,3 +36,13 @@ def add_replica(served: ServedModel, base_url: str, api_key: str) -> Instance:
         api_key_encrypted=seal(api_key),
         ready_at=timezone.now(),
     )
+
+
+@asynccontextmanager
+async def gate_left_in_order() -> AsyncIterator[None]:
+    """At the end of the block this process leaves the gate and its replicas' connections, as at its own end."""
+    try:
+        yield
+    finally:
+        await admission.stop()
+        await close_session()

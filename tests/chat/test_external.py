@@ -10,18 +10,16 @@ from accounts.models import User
 from chat import actions
 from chat.models import Conversation
 from chat.states import MessageStatus
-from gateway import admission
-from gateway.upstream import close_session
 from models_admin.external import actions as external_actions
 from models_admin.external import external
 from models_admin.external import tasks as external_tasks
-from tests.chat.test_generator import Running, answer_of, ended, in_db, redis, running
+from tests.chat.running import Running, answer_of, ended
 from tests.fake_openai import WORDS, FakeOpenAI
-
-__all__ = ["redis", "running"]
+from tests.serving import gate_left_in_order
 
 pytestmark = pytest.mark.django_db(transaction=True)
 
+in_db = database_sync_to_async
 WHOLE = "".join(WORDS)
 
 
@@ -32,10 +30,8 @@ def nobody_asked(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture
 async def server() -> AsyncIterator[FakeOpenAI]:
-    async with FakeOpenAI(models=["llama3"], key="sk-theirs") as server:
+    async with FakeOpenAI(models=["llama3"], key="sk-theirs") as server, gate_left_in_order():
         yield server
-        await admission.stop()
-        await close_session()
 
 
 @pytest.fixture

@@ -1,28 +1,23 @@
 """The generator against a server that can be told to break: what was written stays, whatever dies."""
 
 import asyncio
-from collections.abc import AsyncIterator
 from datetime import timedelta
 from uuid import uuid4
 
 import pytest
 from channels.db import database_sync_to_async
-from django.conf import settings
 from django.utils import timezone
-from redis.asyncio import Redis
 
-from accounts.models import User
 from chat import actions, leases
 from chat.generator import Generator
-from chat.models import Conversation, Generation, Message
+from chat.models import Generation
 from chat.states import MessageStatus
-from gateway import admission
 from gateway.models import UsageRecord
-from gateway.upstream import close_session
 from gateway.usage.drain import drain
 from models_admin.models import ServedModel
+from tests.chat.running import Running, answer_of, ended
 from tests.fake_engine import FakeEngine, Script
-from tests.serving import add_replica, serve
+from tests.serving import add_replica
 
 pytestmark = pytest.mark.django_db(transaction=True)
 
@@ -31,71 +26,6 @@ in_db = database_sync_to_async
 
 def text_of(tokens: int) -> str:
     return "".join(Script(tokens=tokens).pieces())
-
-
-@pytest.fixture
-async def engine() -> AsyncIterator[FakeEngine]:
-    async with FakeEngine() as engine:
-        yield engine
-        await admission.stop()
-        await close_session()
-
-
-@pytest.fixture
-async def conversation(engine: FakeEngine) -> Conversation:
-    def make() -> Conversation:
-        served = serve(engine.base_url, engine.api_key)
-        owner = User.objects.create_user("ada", password="a long password")
-        return actions.begin(owner=owner, text="Tell me", served=served)
-
-    return await in_db(make)()
-
-
-@pytest.fixture
-async def redis() -> AsyncIterator[Redis]:
-    client = Redis.from_url(settings.REDIS_URL)
-    yield client
-    await client.aclose()
-
-
-class Running:
-    """A generator at work, which the test may end in an orderly way or not."""
-
-    def __init__(self, redis: Redis) -> None:
-        self.generator = Generator(redis)
-        self.stopping = asyncio.Event()
-        self.task = asyncio.create_task(self.generator.run(self.stopping))
-
-    async def stop(self) -> None:
-        self.stopping.set()
-        await self.task
-
-    async def kill(self) -> None:
-        """What kill -9 leaves behind: leases not given back, nothing finished."""
-        for task in self.generator._tasks.values():
-            task.cancel()
-        self.generator._tasks.clear()
-        self.generator._open.clear()
-        self.task.cancel()
-        await asyncio.gather(self.task, return_exceptions=True)
-
-
-@pytest.fixture
-async def running(redis: Redis) -> AsyncIterator[Running]:
-    running = Running(redis)
-    yield running
-    await running.stop()
-
-
-async def answer_of(conversation: Conversation) -> Message:
-    return await in_db(lambda: conversation.messages.get(number=2))()
-
-
-async def ended(conversation: Conversation) -> Message:
-    async with asyncio.timeout(20):
-        while not (answer := await answer_of(conversation)).is_final:
-            await asyncio.sleep(0.02)
-    return answer
 
 
 async def test_an_answer_is_written_kept_and_recorded(engine, conversation, running):

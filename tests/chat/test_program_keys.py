@@ -18,13 +18,11 @@ from accounts.key_rights import KeyRights
 from accounts.models import ApiKey, Membership, Team, User
 from chat.models import Conversation, Generation, Message
 from chat.states import MessageStatus
-from gateway import admission
 from gateway.models import Limit, UsageRecord
-from gateway.upstream import close_session
 from gateway.usage.drain import drain
-from tests.chat.test_generator import Running
+from tests.chat.running import Running
 from tests.fake_engine import FakeEngine
-from tests.serving import serve
+from tests.serving import gate_left_in_order, serve
 
 pytestmark = pytest.mark.django_db(transaction=True)
 
@@ -34,13 +32,11 @@ in_db = database_sync_to_async
 @asynccontextmanager
 async def generating() -> AsyncIterator[None]:
     """A generator at work, with a model that answers."""
-    async with FakeEngine() as engine, Redis.from_url(settings.REDIS_URL) as redis:
+    async with FakeEngine() as engine, Redis.from_url(settings.REDIS_URL) as redis, gate_left_in_order():
         await in_db(serve)(engine.base_url, engine.api_key)
         running = Running(redis)
         yield
         await running.stop()
-        await admission.stop()
-        await close_session()
 
 
 @pytest.fixture

@@ -15,28 +15,14 @@ from django.contrib.auth.models import AnonymousUser
 from redis.asyncio import Redis
 
 from accounts.models import User
-from chat import actions
 from chat.generator import Generator
-from chat.live import close_hub
 from chat.models import Conversation
 from chat.states import MessageStatus
-from gateway import admission
-from gateway.upstream import close_session
-from tests.fake_engine import FakeEngine, Script
-from tests.serving import serve
+from tests.fake_engine import Script
 
 pytestmark = pytest.mark.django_db(transaction=True)
 
 in_db = database_sync_to_async
-
-
-@pytest.fixture
-async def engine() -> AsyncIterator[FakeEngine]:
-    async with FakeEngine() as engine:
-        yield engine
-        await admission.stop()
-        await close_session()
-        await close_hub()
 
 
 @pytest.fixture
@@ -49,16 +35,6 @@ async def generator() -> AsyncIterator[Generator]:
     stopping.set()
     await task
     await redis.aclose()
-
-
-@pytest.fixture
-async def conversation(engine: FakeEngine) -> Conversation:
-    def make() -> Conversation:
-        served = serve(engine.base_url, engine.api_key)
-        owner = User.objects.create_user("ada")
-        return actions.begin(owner=owner, text="Tell me", served=served)
-
-    return await in_db(make)()
 
 
 class Socket:

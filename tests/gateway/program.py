@@ -12,8 +12,11 @@ import json
 from typing import Any
 
 import orjson
+from channels.db import database_sync_to_async
 
+from gateway.models import UsageRecord
 from gateway.openai.application import application
+from gateway.usage.drain import drain
 
 CHAT = "/v1/chat/completions"
 
@@ -121,3 +124,9 @@ def text_of(content: bytes) -> str:
     return "".join(
         choice["delta"].get("content") or "" for chunk in chunks for choice in chunk.get("choices", ())
     )
+
+
+async def the_record() -> UsageRecord:
+    """The newest record of a request."""
+    await database_sync_to_async(drain)()
+    return await UsageRecord.objects.alatest("at")

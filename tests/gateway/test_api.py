@@ -2,72 +2,31 @@
 
 import asyncio
 import json
-from collections.abc import AsyncIterator
 
 import pytest
 from channels.db import database_sync_to_async
 
 from accounts import key_actions
-from accounts.models import ApiKey, Team, User
-from gateway import admission
-from gateway.models import UsageRecord
-from gateway.upstream import close_session
-from gateway.usage.drain import drain
+from accounts.models import ApiKey, Team
 from models_admin.models import Instance, ServedModel
 from models_admin.states import InstanceState
 from tests.fake_engine import FakeEngine, Script
-from tests.gateway.program import CHAT, Program, Response, payloads
-from tests.serving import add_replica, serve
+from tests.gateway.program import CHAT, Program, payloads, the_record
+from tests.serving import add_replica
 
 pytestmark = pytest.mark.django_db(transaction=True)
 
 in_db = database_sync_to_async
-# The tests beside this one know it by this name.
-Api = Program
-
-
-@pytest.fixture
-async def engine() -> AsyncIterator[FakeEngine]:
-    async with FakeEngine() as engine:
-        yield engine
-        await admission.stop()
-        await close_session()
-
-
-@pytest.fixture
-async def served(engine: FakeEngine) -> ServedModel:
-    return await in_db(serve)(engine.base_url, engine.api_key)
-
-
-@pytest.fixture
-async def user() -> User:
-    return await in_db(User.objects.create_user)("ada")
-
-
-@pytest.fixture
-async def api(user: User) -> Api:
-    _, key = await in_db(key_actions.create_api_key)(user=user, name="test", by=None)
-    return Api(key)
 
 
 def ask(**more: object) -> dict[str, object]:
     return {"model": "fake", "messages": [{"role": "user", "content": "hi"}], **more}
 
 
-async def events(response: Response) -> list[str]:
-    return payloads(response.content)
+async def test_an_answer_as_a_whole(fake, served, program):
+    fake.scripts = [Script(text="Good morning.")]
 
-
-async def the_record() -> UsageRecord:
-    """The newest record."""
-    await in_db(drain)()
-    return await UsageRecord.objects.order_by("at").alatest("at")
-
-
-async def test_an_answer_as_a_whole(engine, served, api):
-    engine.scripts = [Script(text="Good morning.")]
-
-    response = await api.post(ask())
+    response = await program.post(ask())
 
     assert response.status_code == 200
     assert response.json()["choices"][0]["message"]["content"] == "Good morning."
@@ -75,11 +34,11 @@ async def test_an_answer_as_a_whole(engine, served, api):
     assert (record.status, record.finish, record.door, record.completion_tokens) == (200, "stop", "api", 4)
 
 
-async def test_an_answer_as_a_stream(engine, served, api):
-    engine.scripts = [Script(tokens=5)]
+async def test_an_answer_as_a_stream(fake, served, program):
+    fake.scripts = [Script(tokens=5)]
 
-    response = await api.post(ask(stream=True))
-    chunks = await events(response)
+    response = await program.post(ask(stream=True))
+    chunks = payloads(response.content)
 
     assert response["content-type"] == "text/event-stream"
     assert response["x-llamaproj-instance"]
@@ -91,37 +50,37 @@ async def test_an_answer_as_a_stream(engine, served, api):
     assert record.first_token_ms is not None
 
 
-async def test_a_replica_that_fails_before_the_first_token_is_replaced_unseen(engine, served, api):
+async def test_a_replica_that_fails_before_the_first_token_is_replaced_unseen(fake, served, program):
     async with FakeEngine() as second:
         await in_db(add_replica)(served, second.base_url, second.api_key)
-        engine.scripts = [Script(drop=True)]
+        fake.scripts = [Script(drop=True)]
         second.scripts = [Script(drop=True)]
 
-        response = await api.post(ask(stream=True))
+        response = await program.post(ask(stream=True))
 
-        assert (await events(response))[-1] == "[DONE]"
+        assert (payloads(response.content))[-1] == "[DONE]"
 
 
-async def test_an_error_in_mid_stream_is_an_error_object_and_the_end(engine, served, api):
-    engine.scripts = [Script(tokens=50, cut_after=10)]
+async def test_an_error_in_mid_stream_is_an_error_object_and_the_end(fake, served, program):
+    fake.scripts = [Script(tokens=50, cut_after=10)]
 
     # One with tools can't go on at another replica.
-    chunks = await events(await api.post(ask(stream=True, tools=[{"type": "function"}])))
+    chunks = payloads((await program.post(ask(stream=True, tools=[{"type": "function"}]))).content)
 
     assert json.loads(chunks[-1])["error"]["code"] == "upstream_lost"
     assert (await the_record()).finish == "error"
 
 
-async def test_a_client_that_goes_away_frees_the_slot(engine, served, api):
-    engine.scripts = [Script(tokens=10_000, interval_ms=5)]
-    connection = api.stream(ask())
+async def test_a_client_that_goes_away_frees_the_slot(fake, served, program):
+    fake.scripts = [Script(tokens=10_000, interval_ms=5)]
+    connection = program.stream(ask())
     await connection.until(b"w1 ")
-    assert engine.busy_slots == 1
+    assert fake.busy_slots == 1
 
     connection.leave()
 
     async with asyncio.timeout(1):
-        while engine.busy_slots:
+        while fake.busy_slots:
             await asyncio.sleep(0.01)
     await connection.response()
     record = await the_record()
@@ -130,10 +89,10 @@ async def test_a_client_that_goes_away_frees_the_slot(engine, served, api):
     assert record.prompt_tokens > 0
 
 
-async def test_a_prompt_too_long_says_how_long_it_may_be(engine, served, api):
-    engine.context_tokens = 1
+async def test_a_prompt_too_long_says_how_long_it_may_be(fake, served, program):
+    fake.context_tokens = 1
 
-    response = await api.post({"model": "fake", "messages": [{"role": "user", "content": "a b c"}]})
+    response = await program.post({"model": "fake", "messages": [{"role": "user", "content": "a b c"}]})
 
     assert response.status_code == 400
     error = response.json()["error"]
@@ -154,19 +113,19 @@ async def test_a_prompt_too_long_says_how_long_it_may_be(engine, served, api):
         ({"model": "fake", "messages": [{"role": "user", "content": "x"}], "stream": "yes"}, "stream"),
     ],
 )
-async def test_a_bad_body_is_refused_in_words(engine, served, api, body, param):
-    response = await api.post(body)
+async def test_a_bad_body_is_refused_in_words(fake, served, program, body, param):
+    response = await program.post(body)
 
     assert response.status_code == 400
     error = response.json()["error"]
     assert error["type"] == "invalid_request_error"
     assert error["param"] == param
-    assert engine.requests == []
+    assert fake.requests == []
 
 
-async def test_garbage_is_refused_in_words(served, api):
+async def test_garbage_is_refused_in_words(served, program):
     for data in (b"", b"{", b"\xff", b"[" * 5000):
-        response = await api.send(data)
+        response = await program.send(data)
         assert response.status_code == 400
         assert response.json()["error"]["message"]
 
@@ -174,7 +133,7 @@ async def test_garbage_is_refused_in_words(served, api):
 async def test_no_key_a_wrong_key_and_a_revoked_key_get_nothing(served, user):
     row, key = await in_db(key_actions.create_api_key)(user=user, name="old", by=None)
     await in_db(key_actions.revoke_api_key)(row, by=None)
-    for program in (Api(""), Api("sk-wrong"), Api(key)):
+    for program in (Program(""), Program("sk-wrong"), Program(key)):
         for path in ("/v1/models", "/v1/models/fake"):
             response = await program.get(path)
             assert response.status_code == 401
@@ -182,60 +141,60 @@ async def test_no_key_a_wrong_key_and_a_revoked_key_get_nothing(served, user):
         assert (await program.send("{}")).status_code == 401
 
 
-async def test_a_model_of_another_team_looks_unknown(served, api):
+async def test_a_model_of_another_team_looks_unknown(served, program):
     team = await in_db(Team.objects.create)(name="others")
     await in_db(served.teams.add)(team)
 
-    assert (await api.get("/v1/models")).json()["data"] == []
-    assert (await api.get("/v1/models/fake")).status_code == 404
-    response = await api.post(ask())
+    assert (await program.get("/v1/models")).json()["data"] == []
+    assert (await program.get("/v1/models/fake")).status_code == 404
+    response = await program.post(ask())
     assert response.status_code == 404
     assert response.json()["error"]["code"] == "model_not_found"
 
 
-async def test_a_model_that_is_stopped_says_so(engine, served, api):
+async def test_a_model_that_is_stopped_says_so(fake, served, program):
     await Instance.objects.aupdate(state=InstanceState.STOPPED, port=None)
     await ServedModel.objects.aupdate(desired_replicas=0)
 
-    response = await api.post(ask())
+    response = await program.post(ask())
 
     assert response.status_code == 503
     assert response.json()["error"]["code"] == "model_not_running"
 
 
-async def test_the_models_one_may_use_are_listed(served, api):
-    listed = (await api.get("/v1/models")).json()
+async def test_the_models_one_may_use_are_listed(served, program):
+    listed = (await program.get("/v1/models")).json()
 
     assert [one["id"] for one in listed["data"]] == ["fake"]
-    assert (await api.get("/v1/models/fake")).json()["id"] == "fake"
+    assert (await program.get("/v1/models/fake")).json()["id"] == "fake"
 
 
-async def test_a_key_shows_that_it_asked_for_models(served, api, user):
-    await api.get("/v1/models")
+async def test_a_key_shows_that_it_asked_for_models(served, program, user):
+    await program.get("/v1/models")
 
     assert (await ApiKey.objects.aget()).last_used_at is not None
 
 
-async def test_unknown_endpoints_and_methods_are_openai_errors(served, api):
-    assert (await api.get("/v1/nothing")).json()["error"]["code"] == "not_found"
-    response = await api.get(CHAT)
+async def test_unknown_endpoints_and_methods_are_openai_errors(served, program):
+    assert (await program.get("/v1/nothing")).json()["error"]["code"] == "not_found"
+    response = await program.get(CHAT)
     assert response.status_code == 405
     assert response.json()["error"]["code"] == "method_not_allowed"
 
 
-async def test_a_client_cannot_choose_a_slot(engine, served, api):
-    await api.post(ask(id_slot=2))
+async def test_a_client_cannot_choose_a_slot(fake, served, program):
+    await program.post(ask(id_slot=2))
 
-    assert "id_slot" not in engine.requests[0]
+    assert "id_slot" not in fake.requests[0]
 
 
-async def test_what_nobody_foresaw_is_told_in_one_neutral_sentence(engine, served, api, monkeypatch):
+async def test_what_nobody_foresaw_is_told_in_one_neutral_sentence(fake, served, program, monkeypatch):
     async def broken(*args: object, **kwargs: object) -> None:
         raise ZeroDivisionError("secret detail")
 
     monkeypatch.setattr("gateway.admission.admit", broken)
 
-    response = await api.post(ask())
+    response = await program.post(ask())
 
     assert response.status_code == 500
     error = response.json()["error"]
@@ -243,8 +202,8 @@ async def test_what_nobody_foresaw_is_told_in_one_neutral_sentence(engine, serve
     assert "secret detail" not in error["message"]
 
 
-async def test_a_body_too_large_is_refused(served, api):
-    response = await api.send(b" " * (17 * 1024 * 1024))
+async def test_a_body_too_large_is_refused(served, program):
+    response = await program.send(b" " * (17 * 1024 * 1024))
 
     assert response.status_code == 413
     assert response.json()["error"]["code"] == "body_too_large"

@@ -11,12 +11,10 @@ from channels.db import database_sync_to_async
 
 from accounts import key_actions
 from accounts.models import User
-from gateway import admission
-from gateway.upstream import close_session
 from tests.gateway import compat
 from tests.gateway.engines import OwnEngine, running
 from tests.gateway.program import Program
-from tests.serving import serve
+from tests.serving import gate_left_in_order, serve
 
 pytestmark = [pytest.mark.slow, pytest.mark.django_db(transaction=True)]
 
@@ -44,9 +42,8 @@ async def program(engines: dict[str, OwnEngine]) -> AsyncIterator[Program]:
             serve(engine.base_url, engine.api_key, slug=slug)
         return key_actions.create_api_key(user=User.objects.create_user("ada"), name="test", by=None)[1]
 
-    yield Program(await in_db(make)())
-    await admission.stop()
-    await close_session()
+    async with gate_left_in_order():
+        yield Program(await in_db(make)())
 
 
 async def test_every_field_is_llama_servers_own_or_the_document_says_otherwise(engines, program):

@@ -9,13 +9,11 @@ from channels.db import database_sync_to_async
 
 from accounts import key_actions, version
 from accounts.models import Team, User
-from gateway import admission
 from gateway.models import Limit
-from gateway.upstream import close_session
 from models_admin.models import ServedModel
 from tests.gateway.engines import OwnEngine, running
 from tests.gateway.program import CHAT, Program, payloads, text_of
-from tests.serving import serve
+from tests.serving import gate_left_in_order, serve
 
 pytestmark = [pytest.mark.slow, pytest.mark.django_db(transaction=True)]
 
@@ -42,9 +40,8 @@ async def user(engine: OwnEngine) -> AsyncIterator[User]:
         serve(engine.base_url, engine.api_key)
         return User.objects.create_user("ada")
 
-    yield await in_db(make)()
-    await admission.stop()
-    await close_session()
+    async with gate_left_in_order():
+        yield await in_db(make)()
 
 
 @in_db

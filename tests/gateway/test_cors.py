@@ -8,11 +8,9 @@ from channels.db import database_sync_to_async
 
 from accounts import key_actions
 from accounts.models import User
-from gateway import admission
-from gateway.upstream import close_session
 from tests.fake_engine import FakeEngine
 from tests.gateway.program import CHAT, Connection, Program, Response, payloads
-from tests.serving import serve
+from tests.serving import gate_left_in_order, serve
 
 pytestmark = pytest.mark.django_db(transaction=True)
 
@@ -40,10 +38,8 @@ async def program() -> AsyncIterator[Program]:
         serve(engine.base_url, engine.api_key)
         return key_actions.create_api_key(user=User.objects.create_user("ada"), name="test", by=None)[1]
 
-    async with FakeEngine() as engine:
+    async with FakeEngine() as engine, gate_left_in_order():
         yield Program(await in_db(make)(engine))
-        await admission.stop()
-        await close_session()
 
 
 async def preflight(origin: str, path: str, method: str = "POST") -> Response:

@@ -2,7 +2,6 @@
 
 import asyncio
 import json
-from collections.abc import AsyncIterator
 
 import pytest
 from channels.db import database_sync_to_async
@@ -10,32 +9,17 @@ from channels.db import database_sync_to_async
 from accounts import key_actions
 from accounts.key_rights import KeyRights
 from accounts.models import User
-from gateway import admission
 from gateway.models import UsageRecord
-from gateway.upstream import close_session
 from gateway.usage.drain import drain
 from models_admin.models import ServedModel
 from tests.fake_engine import FakeEngine, Script
 from tests.gateway.program import Connection, Program, payloads, text_of
-from tests.serving import add_replica, serve
+from tests.serving import add_replica
 
 pytestmark = pytest.mark.django_db(transaction=True)
 
 in_db = database_sync_to_async
 ASK = {"model": "fake", "messages": [{"role": "user", "content": "hi"}]}
-
-
-@pytest.fixture
-async def engine() -> AsyncIterator[FakeEngine]:
-    async with FakeEngine() as engine:
-        yield engine
-        await admission.stop()
-        await close_session()
-
-
-@pytest.fixture
-async def served(engine: FakeEngine) -> ServedModel:
-    return await in_db(serve)(engine.base_url, engine.api_key)
 
 
 async def a_program(**rights: object) -> Program:
@@ -53,8 +37,8 @@ async def program(served: ServedModel) -> Program:
     return await a_program()
 
 
-async def test_who_waits_long_is_told_so_in_comments(engine, program):
-    engine.scripts = [Script(tokens=3, prefill_ms=1500)]
+async def test_who_waits_long_is_told_so_in_comments(fake, program):
+    fake.scripts = [Script(tokens=3, prefill_ms=1500)]
 
     response = await program.stream(ASK).response()
 
@@ -64,8 +48,8 @@ async def test_who_waits_long_is_told_so_in_comments(engine, program):
     assert payloads(response.content)[-1] == "[DONE]"
 
 
-async def test_an_error_after_a_long_wait_is_an_event(engine, program):
-    engine.scripts = [Script(prefill_ms=1300, cut_after=0), *[Script(drop=True)] * 5]
+async def test_an_error_after_a_long_wait_is_an_event(fake, program):
+    fake.scripts = [Script(prefill_ms=1300, cut_after=0), *[Script(drop=True)] * 5]
 
     response = await program.stream(ASK | {"n": 2}).response()
 
@@ -73,10 +57,10 @@ async def test_an_error_after_a_long_wait_is_an_event(engine, program):
     assert json.loads(payloads(response.content)[-1])["error"]["code"] == "upstream_lost"
 
 
-async def test_an_answer_goes_on_at_another_replica(engine, served, program):
+async def test_an_answer_goes_on_at_another_replica(fake, served, program):
     async with FakeEngine() as second:
         await in_db(add_replica)(served, second.base_url, second.api_key)
-        for one in (engine, second):
+        for one in (fake, second):
             one.scripts = [Script(tokens=30, cut_after=10)] + [Script(tokens=30)] * 2
         asked = ASK | {"stream_options": {"include_usage": True}, "max_tokens": 30}
 
@@ -94,12 +78,12 @@ async def test_an_answer_goes_on_at_another_replica(engine, served, program):
 
 @pytest.mark.parametrize("with_another", [True, False])
 async def test_an_answer_that_was_full_when_its_replica_died_ends_with_its_sums(
-    engine, served, program, with_another
+    fake, served, program, with_another
 ):
     async with FakeEngine() as second:
         if with_another:
             await in_db(add_replica)(served, second.base_url, second.api_key)
-        for one in (engine, second):
+        for one in (fake, second):
             one.scripts = [Script(tokens=30, no_done=True)]
         asked = ASK | {"stream_options": {"include_usage": True}, "max_tokens": 10}
 
@@ -118,42 +102,42 @@ async def test_an_answer_that_was_full_when_its_replica_died_ends_with_its_sums(
     assert record.prompt_tokens == usage["prompt_tokens"]
 
 
-async def test_tool_calls_do_not_go_on_but_end_with_an_error(engine, program):
-    engine.scripts = [Script(tokens=30, cut_after=10)]
+async def test_tool_calls_do_not_go_on_but_end_with_an_error(fake, program):
+    fake.scripts = [Script(tokens=30, cut_after=10)]
 
     response = await program.stream(ASK | {"tools": [{"type": "function"}]}).response()
 
     assert json.loads(payloads(response.content)[-1])["error"]["code"] == "upstream_lost"
 
 
-async def test_a_client_that_reads_no_more_holds_the_upstream_back(engine, program):
-    engine.scripts = [Script(tokens=60_000)]
+async def test_a_client_that_reads_no_more_holds_the_upstream_back(fake, program):
+    fake.scripts = [Script(tokens=60_000)]
     connection = program.stream(ASK)
     await connection.until(b"w5 ")
 
     connection.reads.clear()
     await asyncio.sleep(0.3)
-    seen, written = len(connection.content), engine.predicted_tokens
+    seen, written = len(connection.content), fake.predicted_tokens
     await asyncio.sleep(0.3)
 
     assert len(connection.content) == seen
     # What fits into the sockets between is written, then nothing more.
-    assert engine.predicted_tokens - written < 5_000
+    assert fake.predicted_tokens - written < 5_000
     connection.leave()
     await connection.response()
 
 
-async def test_a_client_that_leaves_before_the_first_token_leaves_nothing_behind(engine, program):
-    engine.scripts = [Script(prefill_ms=20_000)]
+async def test_a_client_that_leaves_before_the_first_token_leaves_nothing_behind(fake, program):
+    fake.scripts = [Script(prefill_ms=20_000)]
     connection = program.stream(ASK)
-    while not engine.busy_slots:
+    while not fake.busy_slots:
         await asyncio.sleep(0.01)
 
     connection.leave()
 
     await connection.response(2)
     async with asyncio.timeout(1):
-        while engine.busy_slots:
+        while fake.busy_slots:
             await asyncio.sleep(0.01)
 
 
@@ -177,7 +161,7 @@ async def test_a_key_without_the_scope_is_refused(served):
         assert response.json()["error"]["type"] == "permission_error"
 
 
-async def test_every_answer_carries_its_id_and_is_careful(engine, program, settings):
+async def test_every_answer_carries_its_id_and_is_careful(fake, program, settings):
     settings.CORS_ALLOWED_ORIGINS = ["https://app.example.org"]
 
     response = await program.open(

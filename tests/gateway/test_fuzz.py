@@ -15,13 +15,11 @@ from hypothesis import strategies as st
 
 from accounts import key_actions, version
 from accounts.models import User
-from gateway import admission
 from gateway.models import Limit
 from gateway.openai.requests import ENDPOINTS
-from gateway.upstream import close_session
 from tests.gateway.engines import OwnEngine, running
 from tests.gateway.program import CHAT, Connection, Program, Response, payloads
-from tests.serving import serve
+from tests.serving import gate_left_in_order, serve
 
 pytestmark = [pytest.mark.slow, pytest.mark.django_db(transaction=True)]
 
@@ -87,9 +85,8 @@ async def program(engine: OwnEngine) -> AsyncIterator[Program]:
         version.renew()
         return key_actions.create_api_key(user=user, name="test", by=None)[1]
 
-    yield Program(await in_db(make)())
-    await admission.stop()
-    await close_session()
+    async with gate_left_in_order():
+        yield Program(await in_db(make)())
 
 
 def is_proper(response: Response, *, refused: bool = False) -> bool:

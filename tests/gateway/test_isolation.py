@@ -10,10 +10,9 @@ from accounts.models import User
 from gateway import admission, completion
 from gateway.meter import Meter
 from gateway.models import UsageRecord
-from gateway.upstream import close_session
 from models_admin.models import Instance
 from tests.conftest import Engine
-from tests.serving import serve
+from tests.serving import gate_left_in_order, serve
 
 pytestmark = [pytest.mark.django_db(transaction=True), pytest.mark.slow]
 
@@ -23,9 +22,8 @@ SECRET = "The merger with Hinkelstein & Sons is to be announced on the ninth of 
 
 @pytest.fixture
 async def closed() -> AsyncIterator[None]:
-    yield
-    await admission.stop()
-    await close_session()
+    async with gate_left_in_order():
+        yield
 
 
 def _serve(engine: Engine, isolation: str) -> None:

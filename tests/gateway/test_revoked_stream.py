@@ -16,10 +16,9 @@ from gateway.admission.gate import gate
 from gateway.models import Limit
 from gateway.openai import exchange
 from gateway.openai.application import application
-from gateway.upstream import close_session
 from tests.fake_engine import FakeEngine, Script
 from tests.gateway.program import CHAT, Program
-from tests.serving import serve
+from tests.serving import gate_left_in_order, serve
 
 pytestmark = pytest.mark.django_db(transaction=True)
 
@@ -30,13 +29,11 @@ BODY = b'{"model": "fake", "stream": true, "messages": [{"role": "user", "conten
 
 @pytest.fixture
 async def engine() -> AsyncIterator[FakeEngine]:
-    async with FakeEngine() as engine:
+    async with FakeEngine() as engine, gate_left_in_order():
         # More than fits into the sockets in between.
         engine.scripts = [Script(tokens=60_000)]
         await in_db(serve)(engine.base_url, engine.api_key)
         yield engine
-        await admission.stop()
-        await close_session()
 
 
 @pytest.fixture

@@ -7,18 +7,15 @@ from collections.abc import AsyncIterator
 import pytest
 from channels.db import database_sync_to_async
 
-from accounts import key_actions
-from accounts.models import User
-from gateway import admission
 from gateway.models import UsageRecord
-from gateway.upstream import close_session
 from gateway.usage.drain import drain
 from models_admin.external import actions as external_actions
 from models_admin.external import external
 from models_admin.models import ExternalServer, ServedModel
 from models_admin.states import InstanceState
-from tests.gateway.test_api import Api, events
+from tests.gateway.program import payloads
 from tests.portal import DEMO_MODEL, Portal
+from tests.serving import gate_left_in_order
 
 in_db = database_sync_to_async
 
@@ -41,19 +38,8 @@ async def served(portal: Portal, their_key: str) -> AsyncIterator[ServedModel]:
         server.refresh_from_db()
         return external_actions.serve(server, DEMO_MODEL, by=None, slug="theirs")
 
-    yield await make()
-    await admission.stop()
-    await close_session()
-
-
-@pytest.fixture
-async def api() -> Api:
-    @database_sync_to_async
-    def make() -> str:
-        _, key = key_actions.create_api_key(user=User.objects.create_user("ada"), name="test", by=None)
-        return key
-
-    return Api(await make())
+    async with gate_left_in_order():
+        yield await make()
 
 
 def ask(**more: object) -> dict[str, object]:
@@ -61,15 +47,15 @@ def ask(**more: object) -> dict[str, object]:
     return {"model": "theirs", "messages": messages, "max_tokens": 8, "temperature": 0, **more}
 
 
-async def test_a_second_portal_answers_through_this_one(portal, served, api):
+async def test_a_second_portal_answers_through_this_one(portal, served, program):
     server = await ExternalServer.objects.aget()
     assert server.base_url == f"{portal.base_url}/v1"
     assert server.models_offered == [DEMO_MODEL]
     instance = await served.instances.aget()
     assert (instance.state, instance.node_id) == (InstanceState.READY, None)
 
-    whole = (await api.post(ask())).json()
-    chunks = await events(await api.post(ask(stream=True)))
+    whole = (await program.post(ask())).json()
+    chunks = payloads((await program.post(ask(stream=True))).content)
 
     text = whole["choices"][0]["message"]["content"]
     assert text
@@ -102,8 +88,8 @@ async def test_a_second_portal_answers_through_this_one(portal, served, api):
             await asyncio.sleep(0.2)
 
 
-async def test_a_text_too_long_for_the_second_portal_is_explained(served, api):
-    response = await api.post(ask(messages=[{"role": "user", "content": "word " * 6000}]))
+async def test_a_text_too_long_for_the_second_portal_is_explained(served, program):
+    response = await program.post(ask(messages=[{"role": "user", "content": "word " * 6000}]))
 
     assert response.status_code == 400
     assert response.json()["error"]["code"] == "context_length_exceeded"

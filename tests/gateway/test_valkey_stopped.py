@@ -17,12 +17,11 @@ from accounts import key_actions, version
 from accounts.models import User
 from gateway import admission
 from gateway.models import Limit, UsageRecord
-from gateway.upstream import close_session
 from gateway.usage.drain import drain
 from llamaproj.up.valkey import Valkey
 from tests.fake_engine import FakeEngine, Script
 from tests.gateway.program import Program, payloads, text_of
-from tests.serving import serve
+from tests.serving import gate_left_in_order, serve
 
 pytestmark = [pytest.mark.slow, pytest.mark.django_db(transaction=True)]
 
@@ -78,10 +77,8 @@ def valkey(settings) -> Iterator[OwnValkey]:
 
 @pytest.fixture
 async def engine(valkey: OwnValkey) -> AsyncIterator[FakeEngine]:
-    async with FakeEngine() as engine:
+    async with FakeEngine() as engine, gate_left_in_order():
         yield engine
-        await admission.stop()
-        await close_session()
 
 
 @pytest.fixture
