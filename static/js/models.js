@@ -1,4 +1,4 @@
-// The models pages: questions before something ends, durations that go on.
+// The models pages: questions before something ends, the focus when what had it is gone, durations that go on.
 
 const UNITS = [[86_400, "d"], [3600, "h"], [60, "min"], [1, "s"]];
 const EVERY_MS = 1000;
@@ -36,6 +36,23 @@ document.addEventListener("submit", (event) => {
     form.requestSubmit(event.submitter);
   });
 });
+
+// Focus: where a change takes the focused button away, the block around it has the focus, and a keyboard goes on from there
+
+let path = []; // what was focused last, and all it stood in
+
+document.addEventListener("focusin", ({ target }) => {
+  path = [];
+  for (let one = target; one; one = one.parentElement) path.push(one);
+});
+
+function keepFocus() {
+  if (document.activeElement !== document.body || !path.length || path[0].isConnected) return;
+  path.find((one) => one.isConnected && one.matches('[tabindex="-1"]'))?.focus({ preventScroll: true });
+}
+
+document.addEventListener("htmx:after:swap", keepFocus);
+document.addEventListener("htmx:after:ws:message", keepFocus);
 
 // Durations
 

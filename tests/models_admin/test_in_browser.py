@@ -38,6 +38,8 @@ def test_a_model_is_stopped_and_started_on_the_page(card: Locator, portal: Porta
     card.get_by_role("button", name="Stop").click()
     question.get_by_role("button", name="Stop").click()
     state(card, "stopped")
+    # The button that had the focus is gone; a keyboard goes on from its card.
+    assert card.evaluate("card => card.contains(document.activeElement)")
     assert not any(psutil.pid_exists(pid) and is_alive(psutil.Process(pid)) for pid in old)
     card.get_by_role("button", name="Start").click()
     state(card, "ready")
