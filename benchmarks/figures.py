@@ -4,8 +4,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from statistics import median
 
-DIRECT, PORTAL, LITELLM = "direct", "portal", "LiteLLM"
-SUBJECTS = (DIRECT, PORTAL, LITELLM)
+DIRECT, PIPE, PORTAL, LITELLM = "direct", "pipe", "portal", "LiteLLM"
+SUBJECTS = (DIRECT, PIPE, PORTAL, LITELLM)
 
 
 class Figures:

@@ -1,8 +1,9 @@
-"""What the gateway adds to a stream: the portal against asking directly, and against LiteLLM's proxy.
+"""What the gateway adds to a stream: the portal against asking directly, a bare pipe, and LiteLLM's proxy.
 
-All three over the same fast upstream in the same run: the portal is the web process as deployed, with key, limits,
+All four over the same fast upstream in the same run: the portal is the web process as deployed, with key, limits,
 queue, routing, usage records and metrics, over the embedded PostgreSQL and Valkey. Where there are two processors the
-gateway has one for itself; upstream, clients and services share the other. Upstream and clients are C programs.
+gateway has one for itself; upstream, clients and services share the other. Upstream and clients are C programs. The
+pipe passes bytes on and does nothing else: what lies below it, Python can't reach.
 
 The exit status is about answers that failed, never about time.
 """
@@ -21,9 +22,10 @@ from pathlib import Path
 from typing import Protocol
 
 from benchmarks.environment import PORT
-from benchmarks.figures import DIRECT, LITELLM, PORTAL, Figures, table
+from benchmarks.figures import DIRECT, LITELLM, PIPE, PORTAL, Figures, table
 from benchmarks.litellm import LiteLLM, NotToBeHad
 from benchmarks.native import Clients, NoCompiler, Report, Upstream
+from benchmarks.pipe import Pipe
 from benchmarks.portal import Portal
 
 # Replicas as large as the portal makes them: few streams go to a model with one, many to one with enough for all.
@@ -66,6 +68,16 @@ class Direct:
     def pids(self) -> list[int]:
         """Nobody's."""
         return []
+
+
+class Bare:
+    """A pipe of bytes."""
+
+    name, key = PIPE, "key"
+
+    def __init__(self, pipe: Pipe) -> None:
+        self.port = pipe.port
+        self.cpu_s, self.pids = pipe.cpu_s, pipe.pids
 
 
 class Ours:
@@ -270,7 +282,15 @@ def _proxy(upstream: Upstream, core: int | None, wanted: bool) -> Iterator[Their
 _ONCE = ("memory", "first_among", "equal", "vanish", "stall")
 _REPEATED = ("first", "rate", "many", "very_many")
 # What makes no sense, or no end, for whom.
-_NOT_FOR = {"memory": DIRECT, "vanish": DIRECT, "stall": DIRECT, "very_many": LITELLM}
+_NO_GATEWAYS = frozenset({DIRECT, PIPE})
+_NOT_FOR = {
+    "memory": _NO_GATEWAYS,
+    "vanish": _NO_GATEWAYS,
+    "stall": _NO_GATEWAYS,
+    "equal": frozenset({PIPE}),
+    "first_among": frozenset({PIPE}),
+    "very_many": frozenset({LITELLM}),
+}
 
 
 @contextmanager
@@ -296,7 +316,7 @@ def _measure(stage: Stage, gateways: Sequence[Gateway], repeats: int, only: Sequ
                     continue
                 for gateway in gateways:
                     tired = name == "many" and repeat and gateway.name == LITELLM
-                    if not tired and _NOT_FOR.get(name) != gateway.name:
+                    if not tired and gateway.name not in _NOT_FOR.get(name, ()):
                         with _alone(gateway, gateways):
                             getattr(stage, name)(gateway)
 
@@ -321,11 +341,20 @@ def main(arguments: Sequence[str] | None = None) -> int:
     wanted = not (options.quick or options.without_litellm)
     with Portal("web") as portal:
         try:
-            with Upstream(_REPLICAS) as upstream, _proxy(upstream, core, wanted) as theirs:
+            with (
+                Upstream(_REPLICAS) as upstream,
+                Pipe(upstream.port) as pipe,
+                _proxy(upstream, core, wanted) as theirs,
+            ):
                 ours = Ours(portal, upstream)
                 if core is not None:
-                    _pin(ours.pids(), core)
-                gateways: list[Gateway] = [Direct(upstream.port), ours, *([theirs] if theirs else [])]
+                    _pin([*ours.pids(), *pipe.pids()], core)
+                gateways: list[Gateway] = [
+                    Direct(upstream.port),
+                    Bare(pipe),
+                    ours,
+                    *([theirs] if theirs else []),
+                ]
                 stage = Stage(upstream, figures, options.quick)
                 repeats = 1 if options.quick else options.repeats
                 _measure(stage, gateways, repeats, options.only.split(",") if options.only else ())
