@@ -50,12 +50,17 @@ if sys.dont_write_bytecode:
     # Hundreds of processes begin with the same modules: they are compiled once, and nothing of it stays.
     os.environ |= {"PYTHONDONTWRITEBYTECODE": "", "PYTHONPYCACHEPREFIX": str(DATA_DIR / "bytecode")}
 
+from django.db import connection
+from django.test import TransactionTestCase
+
 from llamaproj import env
 from llamaproj.up import preflight
 from llamaproj.up.postgres import Postgres
 from llamaproj.up.program import Program
 from llamaproj.up.valkey import Valkey
 
+# What migrations have made and no test changes.
+_KEPT_TABLES = frozenset({"django_migrations", "django_content_type", "auth_permission"})
 _READY_S = 30
 _STOP_S = 10
 
@@ -73,6 +78,26 @@ valkey = Valkey(
     durable=False,
 )
 _running: list[tuple[Program, subprocess.Popen[bytes]]] = []
+
+
+def pytest_configure() -> None:
+    TransactionTestCase._fixture_teardown = _empty_tables
+
+
+def _empty_tables(_: TransactionTestCase) -> None:
+    """After a test that commits. Django truncates all tables and makes its permissions anew; nearly all are empty."""
+    found = connection.introspection.django_table_names(only_existing=True, include_views=False)
+    tables = sorted(set(found) - _KEPT_TABLES)
+    with connection.cursor() as cursor:
+        cursor.execute(
+            " UNION ALL ".join(f"SELECT '{name}' WHERE EXISTS (SELECT FROM {name})" for name in tables)
+        )
+        full = [name for (name,) in cursor.fetchall()]
+        # Whatever refers to whom: everything goes.
+        cursor.execute("SET session_replication_role = replica")
+        for name in full:
+            cursor.execute(f"DELETE FROM {name}")
+        cursor.execute("SET session_replication_role = DEFAULT")
 
 
 def pytest_sessionstart(session: pytest.Session) -> None:

@@ -37,6 +37,13 @@ class TwoMachines:
     node: NodeProcess
     services: Services
 
+    def join(self) -> None:
+        """Start the second one."""
+        self.node.log.unlink(missing_ok=True)
+        with self.cable.node.entered():
+            self.node.start()
+            self.node.wait_output("has joined the portal")
+
     def replicas(self) -> list[tuple[str, str, int]]:
         """The node, state and pid of each replica that isn't history."""
         return self.portal.query(
@@ -73,8 +80,8 @@ def states(replicas: list[tuple[str, str, int]]) -> list[tuple[str, str]]:
     return [(node, state) for node, state, _ in replicas]
 
 
-@pytest.fixture
-def machines(demo_model: Path) -> Iterator[TwoMachines]:
+@pytest.fixture(scope="module")
+def pair(demo_model: Path) -> Iterator[TwoMachines]:
     """Both started, the second one joined; this thread's network is the portal's machine."""
     folder = Path(tempfile.mkdtemp(prefix="llamaproj-two-"))
     try:
@@ -97,11 +104,10 @@ def machines(demo_model: Path) -> Iterator[TwoMachines]:
                         time.sleep(0.05)
                     services.postgres.create_database("llamaproj")
                     portal.start().wait_ready(models=1)
-                with cable.node.entered():
-                    node.start()
-                    node.wait_output("has joined the portal")
+                machines = TwoMachines(cable, portal, node, services)
+                machines.join()
                 with cable.portal.entered():
-                    yield TwoMachines(cable, portal, node, services)
+                    yield machines
             finally:
                 cable.mend()
                 with cable.node.entered():
@@ -111,6 +117,15 @@ def machines(demo_model: Path) -> Iterator[TwoMachines]:
                 services.stop()
     finally:
         shutil.rmtree(folder)
+
+
+@pytest.fixture
+def machines(pair: TwoMachines) -> TwoMachines:
+    """The same for one test, whatever the one before has done to the second one."""
+    pair.cable.mend()
+    if pair.node.process is None:
+        pair.join()
+    return pair
 
 
 class Client:

@@ -74,17 +74,14 @@ def test_after_kill_9_up_works_and_adopts_the_models_that_run(own_portal):
     assert own_portal.processes() == []
 
 
-def test_who_is_killed_comes_back(own_portal):
-    own_portal.start().wait_ready()
-    own_portal.wait_pids(EVERYTHING)
+def test_who_is_killed_comes_back(portal):
+    portal.wait_pids(EVERYTHING)
     for name in ("web", "generator", "postgres", "valkey"):
-        before = own_portal.pids
+        before = portal.pids
         os.kill(before[name], signal.SIGKILL)
-        wait_for_another(own_portal, name, before[name])
-        own_portal.wait_ready()
-        assert {
-            other: pid for other, pid in own_portal.pids.items() if other != name
-        }.items() <= before.items()
+        wait_for_another(portal, name, before[name])
+        portal.wait_ready()
+        assert {other: pid for other, pid in portal.pids.items() if other != name}.items() <= before.items()
 
 
 def test_an_occupied_port_is_refused(own_portal):
