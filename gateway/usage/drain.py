@@ -5,16 +5,13 @@ after a moment; `books.write` writes what comes twice once.
 """
 
 from collections.abc import Sequence
-from datetime import datetime
 from typing import Any
-from uuid import UUID
 
 import structlog
 from django.db import DataError, IntegrityError
 from django_redis import get_redis_connection
 from redis import Redis, ResponseError
 
-from accounts import keys
 from gateway.models import UsageRecord
 from gateway.usage import books
 from gateway.usage.record import FIELD, MOST_WAITING, STREAM, BadRecord, decode
@@ -106,16 +103,10 @@ def _write(valkey: Redis, entries: list[Entry]) -> int:
         except BadRecord as error:
             _set_aside(valkey, fields, str(error))
     try:
-        written = books.write([row for row, _ in rows])
+        return books.write([row for row, _ in rows])
     except (DataError, IntegrityError):
         # One of them the database refuses: the others shall not wait for it.
         return sum(_write_one(valkey, row, fields) for row, fields in rows)
-    last_use: dict[UUID, datetime] = {}
-    for row, _ in rows:
-        if row.api_key_id:
-            last_use[row.api_key_id] = max(row.at, last_use.get(row.api_key_id, row.at))
-    keys.used(last_use)
-    return written
 
 
 def _write_one(valkey: Redis, row: UsageRecord, fields: Fields) -> int:

@@ -93,7 +93,7 @@ def _row(said: dict[str, Any]) -> UsageRecord:
         raise ValueError("an impossible time")
     first_token_ms = said.get("first_token_ms")
     return UsageRecord(
-        id=UUID(said["id"]),
+        id=UUID(str(said["id"])),
         at=at if at.tzinfo else at.replace(tzinfo=UTC),
         user_id=_key(said.get("user")),
         team_id=_key(said.get("team")),
@@ -138,4 +138,4 @@ def _key(value: Any) -> int | None:
 
 
 def _uuid(value: Any) -> UUID | None:
-    return None if value is None else UUID(value)
+    return None if value is None else UUID(str(value))

@@ -245,6 +245,7 @@ BAD = [
     record(at=datetime(1, 1, 1, tzinfo=UTC)).encode(),
     record(served=2**64 - 1).encode(),
     record().encode().replace(b'"prompt_tokens":0', b'"prompt_tokens":[]'),
+    record().encode().replace(b'"api_key":null', b'"api_key":7'),
 ]
 
 
