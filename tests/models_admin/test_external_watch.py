@@ -2,6 +2,7 @@
 
 import json
 import time
+from collections.abc import Iterator
 
 import httpx
 import pytest
@@ -27,9 +28,18 @@ def wait_for(portal: Portal, state: str, limit_s: float) -> float:
     return time.monotonic() - began
 
 
-def test_a_server_that_goes_and_comes_back_is_noticed_without_anybody_asking(own_portal: Portal) -> None:
-    portal = own_portal
-    portal.start().wait_ready()
+@pytest.fixture
+def watching(portal: Portal) -> Iterator[Portal]:
+    """The portal, which afterwards knows nothing of the server any more."""
+    yield portal
+    portal.manage("models", "stop", MODEL)
+    wait_for(portal, "stopped", 20)
+    portal.manage("models", "remove", MODEL)
+    portal.manage("models", "external", "remove", NAME)
+
+
+def test_a_server_that_goes_and_comes_back_is_noticed_without_anybody_asking(watching: Portal) -> None:
+    portal = watching
     key = portal.manage("apikey", "create", "--user", portal.username, "--name", NAME).splitlines()[-1]
     headers = {"authorization": f"Bearer {key}"}
     body = {"model": MODEL, "messages": [{"role": "user", "content": "hi"}], "stream": True}
