@@ -7,8 +7,13 @@ from gateway.valkey import Script
 _FOLDER = Path(__file__).with_name("lua")
 # Each part uses those before it.
 _PARTS = ("memory", "windows", "counters", "replicas", "tickets", "line", "lifetime")
+# All that the scripts keep. The number rises with what lies there: after a change a portal begins with an empty memory,
+# into which it says again what runs, instead of failing over what another version left.
+MEMORY = "llamaproj:gate:2:"
 # Before each script.
-SHARED = "\n".join((_FOLDER / "shared" / f"{part}.lua").read_text() for part in _PARTS)
+SHARED = "\n".join(
+    [f"local G = '{MEMORY}'", *((_FOLDER / "shared" / f"{part}.lua").read_text() for part in _PARTS)]
+)
 
 
 def _script(name: str) -> Script:
@@ -25,4 +30,4 @@ VERSIONS = _script("versions.lua")
 USE = _script("use.lua")
 
 # Where a process is told of slots it has been given.
-GRANTED = "llamaproj:gate:granted:"
+GRANTED = f"{MEMORY}granted:"

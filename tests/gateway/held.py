@@ -7,7 +7,8 @@ import redis
 from llamaproj import env
 from tests.portal import Portal
 
-_GATE = "llamaproj:gate:"
+# Whatever number of it (gateway.admission.scripts, which needs Django): a portal keeps one.
+_GATE = "llamaproj:gate:*:"
 
 
 def valkey_of(portal: Portal) -> "redis.Redis":
@@ -42,5 +43,6 @@ def wait_until_free(portal: Portal, seconds: float) -> tuple[float, dict[str, in
 def used_tokens(portal: Portal, subject: str) -> tuple[int, int]:
     """Prompt and completion tokens that count against the limits a day of "user:1", "key:…", "team:…" or "model:…"."""
     with valkey_of(portal) as valkey:
-        prompt, completion = (int(valkey.hget(f"{_GATE}l:{subject}", f"{metric}+") or 0) for metric in (4, 5))
-    return prompt, completion
+        windows = next(valkey.scan_iter(f"{_GATE}l:{subject}"), b"")
+        prompt, completion = ((valkey.hget(windows, metric) or b"0").split()[0] for metric in (4, 5))
+    return int(prompt), int(completion)

@@ -10,7 +10,7 @@ from django_redis import get_redis_connection
 from accounts import version
 from accounts.models import User
 from gateway import admission
-from gateway.admission import Ask
+from gateway.admission import Ask, scripts
 from models_admin.models import Instance, ServedModel
 from models_admin.states import InstanceState
 from tests.serving import add_replica, serve
@@ -66,7 +66,7 @@ async def test_a_replica_that_fails_again_and_again_gets_nothing_for_a_while(ser
     assert tickets[1].replica.pk == bad
     for ticket in tickets:
         await ticket.close(outcome="ok")
-    assert not await in_db(get_redis_connection().exists)(f"llamaproj:gate:b:{bad}")
+    assert not await in_db(get_redis_connection().exists)(f"{scripts.MEMORY}b:{bad}")
 
 
 async def test_a_draining_replica_gets_nothing_new(served, caller):
@@ -96,5 +96,5 @@ async def test_an_emptied_valkey_learns_what_runs_and_overbooks_nothing(served, 
 
 def _empty() -> None:
     valkey = get_redis_connection()
-    for key in valkey.scan_iter("llamaproj:gate:*"):
+    for key in valkey.scan_iter(f"{scripts.MEMORY}*"):
         valkey.delete(key)

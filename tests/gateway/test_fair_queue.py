@@ -99,7 +99,7 @@ class Valkeys:
     def __init__(self, model: str) -> None:
         self.valkey, self.model = get_redis_connection(), model
         self.slot = f"slot-{model}"
-        self.valkey.set("llamaproj:gate:epoch", 1)
+        self.valkey.set(f"{scripts.MEMORY}epoch", 1)
         self.valkey.set("llamaproj:version:catalog", model)
         place = f'[{{"id":"{self.slot}","own":true,"slots":1,"kv":0,"context":0,"strict":false}}]'
         self.run(scripts.REPLICAS, model, model, place)
@@ -113,7 +113,7 @@ class Valkeys:
         return self.run(scripts.ADMIT, request.id, f"p{self.model}", "", "", "", *who, *fixed)[0]
 
     def runs(self) -> str | None:
-        found = self.valkey.hget(f"llamaproj:gate:r:{self.slot}", "s0")
+        found = self.valkey.hget(f"{scripts.MEMORY}r:{self.slot}", "s0")
         return found.decode() if found else None
 
     def end(self, request: Request, completion_tokens: int) -> None:

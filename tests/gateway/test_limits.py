@@ -138,7 +138,7 @@ async def test_an_emptied_valkey_gives_nobody_a_new_day(served, ada):
     await in_db(UsageRecord.objects.create)(
         user=ada, served=served, model_slug="limited", door="api", finish="stop", completion_tokens=990
     )
-    await in_db(get_redis_connection().delete)(f"llamaproj:gate:l:user:{ada.pk}")
+    await in_db(get_redis_connection().delete)(f"{scripts.MEMORY}l:user:{ada.pk}")
 
     with pytest.raises(LimitReached) as refused:
         await admit(ada, served, completion_tokens=20)

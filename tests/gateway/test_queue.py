@@ -11,7 +11,7 @@ from django_redis import get_redis_connection
 from accounts import version
 from accounts.models import User
 from gateway import admission
-from gateway.admission import Ask, Waiting
+from gateway.admission import Ask, Waiting, scripts
 from models_admin.models import Instance, ServedModel
 from tests.serving import serve
 
@@ -129,8 +129,8 @@ def left(served: ServedModel) -> tuple[int, int]:
     """Open requests and those that wait, as Valkey knows them."""
     valkey = get_redis_connection()
     replica = Instance.objects.filter(served=served).values_list("pk", flat=True)
-    opened = sum(int(valkey.hget(f"llamaproj:gate:r:{pk}", "open") or 0) for pk in replica)
-    return opened, int(valkey.hget(f"llamaproj:gate:m:{served.pk}:facts", "waiting") or 0)
+    opened = sum(int(valkey.hget(f"{scripts.MEMORY}r:{pk}", "open") or 0) for pk in replica)
+    return opened, int(valkey.hget(f"{scripts.MEMORY}m:{served.pk}:facts", "waiting") or 0)
 
 
 async def until(found, seconds: float = 3.0) -> None:

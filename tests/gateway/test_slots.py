@@ -18,7 +18,7 @@ class Slots:
     def __init__(self) -> None:
         self.valkey, self.model = get_redis_connection(), secrets.token_hex(6)
         self.replica = f"replica-{self.model}"
-        self.valkey.set("llamaproj:gate:epoch", 1)
+        self.valkey.set(f"{scripts.MEMORY}epoch", 1)
         self.valkey.set("llamaproj:version:catalog", self.model)
         place = {"id": self.replica, "own": True, "slots": SLOTS, "kv": 0, "context": 0, "strict": True}
         self.run(scripts.REPLICAS, self.model, self.model, json.dumps([place]))

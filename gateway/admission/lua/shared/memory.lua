@@ -1,6 +1,6 @@
 -- What every script of the gateway shares. Valkey runs one script at a time, so each is one indivisible step; its clock
 -- is the only one. Everything kept here can be lost: windows are read again from Postgres, tickets said again by those
--- who hold them.
+-- who hold them. Keys, after what they all begin with (G, from scripts.py):
 --
 --   epoch                  since when this memory exists
 --   processes              who holds tickets, by the time of the last heartbeat; of:PROCESS its tickets
@@ -11,7 +11,6 @@
 --                          first; of each s: ticket, p: last person, h: last thread) · b:REPLICA its breaker
 --   l:SUBJECT              its sliding windows and open requests (windows.lua)
 
-local G = 'llamaproj:gate:'
 local RIGHTS, CATALOG = 'llamaproj:version:rights', 'llamaproj:version:catalog'
 local call = redis.call
 local time = call('TIME')
