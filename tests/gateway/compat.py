@@ -71,9 +71,9 @@ def _chat(**more: Any) -> Request:
 
 
 def _tools(**more: Any) -> Request:
-    return Request(
-        "tools", "/v1/chat/completions", STEADY | {"messages": _HISTORY[:1], "tools": [_WEATHER]} | more
-    )
+    """A second call, after the first one was answered."""
+    asked = STEADY | _MUST_CALL | {"messages": _HISTORY, "tools": [_WEATHER]}
+    return Request("tools", "/v1/chat/completions", asked | more)
 
 
 _RESPONSE_TOOLS = {
@@ -86,10 +86,8 @@ ANSWERED = [
     _chat(logprobs=True, top_logprobs=2),
     _chat(response_format=_FORM),
     _chat(**_USAGE),
-    _tools(**_MUST_CALL),
-    _tools(**_MUST_CALL, **_USAGE),
-    _tools(messages=_HISTORY),
-    _tools(messages=_HISTORY, stream=True),
+    _tools(),
+    _tools(**_USAGE),
     _chat(stream=True, logprobs=True, top_logprobs=2),
     Request("all", "/v1/completions", STEADY | {"prompt": "Once upon"}),
     Request("all", "/v1/completions", STEADY | {"prompt": "Once upon", "logprobs": 2}),
