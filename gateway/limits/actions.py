@@ -22,11 +22,6 @@ NUMBERS = (
 )
 
 
-def limit_of(subject: Subject) -> Limit | None:
-    """The subject's own row, if there is one."""
-    return Limit.objects.filter(**_fields(subject)).first()
-
-
 @transaction.atomic
 def add_limit(subject: Subject, *, by: User | None, **numbers: int | None) -> Limit:
     """Limit somebody or something that has no limit yet. Raises `Conflict` and `InvalidInput`."""
