@@ -51,6 +51,13 @@ local function load_of(replica)
     free = known[4] or ' '}
 end
 
+local function comes_before(one, other)
+  for i, value in ipairs(one.order) do
+    if value ~= other.order[i] then return value < other.order[i] end
+  end
+  return false
+end
+
 -- Where the ticket may run now: a replica's facts, a slot, whether a stranger had it, whether it is a probe. Or nothing.
 -- A warm slot first, then the least loaded: by KV tokens, then by open requests.
 local function find_place(ticket, replicas)
@@ -62,19 +69,13 @@ local function find_place(ticket, replicas)
     local avoided = ticket.avoid ~= '' and string.find(ticket.avoid, facts.id, 1, true) ~= nil
     if open < facts.slots and (facts.kv == 0 or kv + math.min(ticket.kv, facts.context) <= facts.kv)
         and not (avoided and facts.own and NOW - ticket.since < AVOIDED_MS) then
-      local may, probing = passes(facts.id)
-      if may then
-        local slot, strange = nil, false
-        if facts.own then slot, strange = warm_slot(ticket, facts, warm) end
-        local one = {facts = facts, slot = slot, strange = strange, probing = probing, load = load,
-          order = {avoided and 1 or 0, slot and 0 or 1, kv / math.max(1, facts.kv), open / facts.slots}}
-        local better = not best
-        if best then
-          for i = 1, 4 do
-            if one.order[i] ~= best.order[i] then better = one.order[i] < best.order[i] break end
-          end
-        end
-        if better then best = one end
+      local slot, strange = nil, false
+      if facts.own then slot, strange = warm_slot(ticket, facts, warm) end
+      local one = {facts = facts, slot = slot, strange = strange, load = load,
+        order = {avoided and 1 or 0, slot and 0 or 1, kv / math.max(1, facts.kv), open / facts.slots}}
+      if not best or comes_before(one, best) then
+        local may, probing = passes(facts.id)
+        if may then one.probing, best = probing, one end
       end
     end
   end
