@@ -20,10 +20,13 @@ from models_admin.states import InstanceState
 
 _PAGE_MESSAGES = 50
 _PAGE_CONVERSATIONS = 50
-# A replica that may become ready by itself.
+# States of replicas that say how the model is.
+_READY = (InstanceState.READY,)
 _COMING = (InstanceState.PENDING, InstanceState.STARTING, InstanceState.BACKING_OFF)
+_FAILED = (InstanceState.FAILED,)
+_LOST = (InstanceState.UNREACHABLE,)
 # The states of models, those first that one would rather choose.
-_CHOICE = ("ready", "on demand", "starting", "stopped", "failed")
+_CHOICE = ("ready", "on demand", "starting", "stopped", "out of reach", "failed")
 
 
 @login_required
@@ -203,26 +206,27 @@ def _page(request: HttpRequest, found: Conversation | None) -> dict[str, Any]:
 def _models(request: HttpRequest) -> list[dict[str, Any]]:
     """The models the person may choose, the ready ones first."""
     replicas = Instance.objects.filter(served=OuterRef("pk"))
+    of_interest = {"ready": _READY, "coming": _COMING, "failed": _FAILED, "lost": _LOST}
     rows = ServedModel.objects.visible_to(person(request)).annotate(
-        ready=Exists(replicas.filter(state=InstanceState.READY)),
-        given_up=Exists(replicas.filter(state=InstanceState.FAILED))
-        & ~Exists(replicas.filter(state__in=_COMING)),
+        **{name: Exists(replicas.filter(state__in=states)) for name, states in of_interest.items()}
     )
-    columns = ("slug", "name", "external", "desired_replicas", "enabled", "ready", "given_up")
+    columns = ("slug", "name", "external", "desired_replicas", "enabled", *of_interest)
     models = [
-        {"slug": slug, "name": name, "ready": ready, "elsewhere": external is not None}
-        | {"state": _state(ready, given_up, wanted > 0, enabled)}
-        for slug, name, external, wanted, enabled, ready, given_up in rows.values_list(*columns)
+        {"slug": row["slug"], "name": row["name"], "ready": row["ready"], "state": _state(row)}
+        | {"elsewhere": row["external"] is not None}
+        for row in rows.values(*columns)
     ]
-    return sorted(models, key=lambda one: (_CHOICE.index(str(one["state"])), str(one["name"]).lower()))
+    return sorted(models, key=lambda one: (_CHOICE.index(one["state"]), one["name"].lower()))
 
 
-def _state(ready: bool, given_up: bool, wanted: bool, enabled: bool) -> str:
-    if ready:
+def _state(row: dict[str, Any]) -> str:
+    if row["ready"]:
         return "ready"
-    if wanted:
-        return "failed" if given_up else "starting"
-    return "on demand" if enabled else "stopped"
+    if not row["desired_replicas"]:
+        return "on demand" if row["enabled"] else "stopped"
+    if row["coming"]:
+        return "starting"
+    return "failed" if row["failed"] else "out of reach" if row["lost"] else "starting"
 
 
 def _selected(found: Conversation | None, models: list[dict[str, Any]]) -> str:

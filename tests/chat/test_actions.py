@@ -162,6 +162,8 @@ def test_the_chat_says_how_a_model_is_and_what_runs_elsewhere(client: Client, ad
 
     served.instances.update(state=InstanceState.FAILED)
     assert "Fake (failed)" in client.get("/").content.decode()
+    served.instances.update(state=InstanceState.UNREACHABLE)
+    assert "Fake (out of reach)" in client.get("/").content.decode()
     served.instances.create(node=served.instances.get().node)
     assert "Fake (starting)" in client.get("/").content.decode()
 
