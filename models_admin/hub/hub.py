@@ -222,9 +222,8 @@ def refusal(status: int, headers: Mapping[str, str], what: str) -> LlamaProjErro
 def unreachable(reason: object) -> HubUnreachable:
     """The error for a hub that gives no answer at all."""
     host = urlsplit(env.HF_ENDPOINT).hostname
-    return HubUnreachable(
-        f"The hub {host} can't be reached from here ({_short(str(reason) or 'no answer')})."
-    )
+    words = re.sub(r"^\[Errno -?\d+\] ", "", str(reason)) or "no answer"
+    return HubUnreachable(f"The hub {host} can't be reached from here ({_short(words)}).")
 
 
 def _asked(question: Any, what: str) -> Any:
