@@ -77,7 +77,7 @@ def _tools(**more: Any) -> Request:
 
 
 _RESPONSE_TOOLS = {
-    **(STEADY | _MUST_CALL | {"input": "The weather in Bern?", "max_output_tokens": 40}),
+    **(STEADY | _MUST_CALL | {"input": "The weather in Bern?", "max_output_tokens": 40, "stream": True}),
     "tools": [{"type": "function", "name": "weather", "parameters": _CITY}],
 }
 ANSWERED = [
@@ -95,7 +95,6 @@ ANSWERED = [
     Request("all", "/v1/responses", STEADY | {"input": "Say hello.", "max_output_tokens": 6}),
     Request("all", "/v1/responses", STEADY | {"input": "Say hello.", "max_output_tokens": 6, "stream": True}),
     Request("tools", "/v1/responses", _RESPONSE_TOOLS),
-    Request("tools", "/v1/responses", _RESPONSE_TOOLS | {"stream": True}),
     Request("all", "/v1/embeddings", {"input": ["one", "two"]}),
     Request("all", "/v1/embeddings", {"input": "one", "encoding_format": "base64"}),
     Request("rank", "/v1/rerank", {"query": "cats", "documents": ["a cat", "a car"]}),
