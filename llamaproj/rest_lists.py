@@ -36,7 +36,9 @@ class _Sized:
         said = request.query_params.get("page_size")
         if said is None:
             return self.page_size
-        if not (said.isascii() and said.isdecimal() and 1 <= int(said[:9]) <= self.max_page_size):
+        if not (
+            said.isascii() and said.isdecimal() and len(said) < 10 and 1 <= int(said) <= self.max_page_size
+        ):
             raise InvalidInput(f"A page has 1 to {self.max_page_size} entries.", param="page_size")
         return int(said)
 

@@ -128,7 +128,7 @@ def _chosen_node(request: HttpRequest, nodes: list[Node]) -> Node | None:
 
 def _minutes(request: HttpRequest) -> int:
     text = request.GET.get("minutes", "10")
-    if not text.isdecimal() or not 1 <= int(text[:9]) <= history_of.LONGEST_MINUTES:
+    if not text.isdecimal() or len(text) > 9 or not 1 <= int(text) <= history_of.LONGEST_MINUTES:
         raise InvalidInput(f"`minutes` is a number from 1 to {history_of.LONGEST_MINUTES}.", param="minutes")
     return int(text)
 

@@ -9,6 +9,8 @@ from tests.serving import serve
 pytestmark = pytest.mark.django_db
 
 NUL = "a\0b"
+# Whoever looks at its first digits only takes it for 1.
+LONG = "000000001" + "9" * 12
 
 
 @pytest.fixture
@@ -43,3 +45,10 @@ def test_rest_refuses_it_in_words(boss):
     for answer in (asked, said):
         assert answer.status_code == 400
         assert answer.json()["code"] == "invalid_request"
+
+
+@pytest.mark.parametrize(
+    ("path", "name"), [("/api/v1/users/", "page_size"), ("/monitoring/history/", "minutes")]
+)
+def test_a_number_is_read_to_its_end(boss, path, name):
+    assert boss.get(path, {name: LONG}).status_code == 400
