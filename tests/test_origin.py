@@ -17,6 +17,8 @@ from llamaproj.origin import may_connect
         ("localhost:8000", "http://evil.example", False),
         ("evil.example", "http://evil.example", False),
         ("localhost:8000", "null", False),
+        ("localhost:8000", "http://[", False),
+        ("localhost:8000", "http://localhost:8000/x", False),
         ("localhost:8000", "https://trusted.example", True),
         ("localhost:8000", "https://trusted.example:444", False),
     ],
