@@ -205,6 +205,8 @@ class LogWriter:
                             generation, web = orjson.loads(message["data"])
                             if generation in self._open:
                                 self._open[generation].watchers.add(web)
+                                # What is waited for is in no stream: it is said once more.
+                                self._touch(self._open[generation], urgent=False)
             except (RedisError, OSError) as error:
                 log.warning("relay has lost its watchers' channel", error=str(error))
                 await asyncio.sleep(RETRY_S)

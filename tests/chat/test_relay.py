@@ -128,6 +128,17 @@ async def test_a_late_reader_continues_from_the_stream(redis, writer, reader):
     assert (await reader.until(lambda one: len(one.text) > 7)).text == "before after"
 
 
+async def test_a_late_reader_hears_what_is_waited_for(redis, writer, reader):
+    out = await writer.open("g9", offset=0)
+    writer.tell(out, MessageStatus.QUEUED, "waiting, 2nd in line")
+    while out.changed:
+        await asyncio.sleep(0.01)
+
+    await reader.watch("g9")
+
+    assert (await reader.until(lambda one: one.progress != "")).progress == "waiting, 2nd in line"
+
+
 async def test_a_publication_that_got_lost_is_made_good_from_the_stream(redis, writer, reader):
     await reader.watch("g3")
     # Entries that reached the stream but whose publication didn't reach this process:
