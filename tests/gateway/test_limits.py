@@ -147,6 +147,29 @@ async def test_an_emptied_valkey_gives_nobody_a_new_day(served, ada):
     assert (refused.value.retry_after or 0) > 23 * 3600
 
 
+async def test_a_day_is_whole_again_though_what_runs_was_said_first(served, ada):
+    await limit(user=ada, completion_tokens_per_day=1000)
+    await in_db(UsageRecord.objects.create)(
+        user=ada, served=served, model_slug="limited", door="api", finish="stop", completion_tokens=980
+    )
+    running = await admit(ada, served, completion_tokens=5)
+    await in_db(forget_everything)()
+
+    with pytest.raises(LimitReached):
+        await admit(ada, served, completion_tokens=100)
+
+    use = await in_db(admission.use_of)([("user", ada.pk)])
+    assert use[0].completion_tokens_per_day == 985
+    await running.close(completion_tokens=2)
+    use = await in_db(admission.use_of)([("user", ada.pk)])
+    assert use[0].completion_tokens_per_day == 982
+
+
+def forget_everything() -> None:
+    valkey = get_redis_connection()
+    valkey.delete(*valkey.scan_iter(f"{scripts.MEMORY}*"))
+
+
 async def test_so_many_at_the_same_time_and_no_more(served, ada):
     await limit(served=served, concurrent_requests=1)
     ticket = await admit(ada, served)

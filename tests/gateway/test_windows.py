@@ -39,8 +39,7 @@ class Windows:
         return self.valkey.eval(f"{shared}\n{body}", 0, self.now_ms, self.subject, *arguments)
 
     def begin_day(self) -> None:
-        seeding = "local day = {total = 0, from = DAY.oldest, bucket = DAY.now, amount = 0}\n"
-        self.run(seeding + "call('HSET', windows_of(ARGV[2]), 5, written(day))")
+        self.run("call('HSET', windows_of(ARGV[2]), 5, written(begun(5, 1)))")
 
 
 class Model:

@@ -57,7 +57,7 @@ for i = FIRST_SUBJECT, #ARGV, PER_SUBJECT do
   end
   subject.used, subject.open = used_by(subject.name, subject.metrics)
   for _, metric in ipairs(subject.metrics) do
-    if WINDOWS[metric] == DAY and forced == '' and not subject.used[metric] then
+    if WINDOWS[metric] == DAY and forced == '' and not is_whole(subject.used[metric]) then
       unseeded[#unseeded + 1] = subject.name .. ':' .. metric
     end
   end

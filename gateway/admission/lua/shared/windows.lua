@@ -1,7 +1,8 @@
 -- Sliding windows, and how many requests are open: one hash for each subject, read and written once by a request.
 --
 --   open            open requests
---   METRIC          what counts now, the oldest bucket that counts, the newest bucket, what was used in that
+--   METRIC          what counts now, the oldest bucket that counts, the newest bucket, what was used in that, and 1 if it is
+--                   whole: 0 for a day begun by a request that was said again, before anybody knew what was used earlier
 --   METRIC:BUCKET   what was used in an older one
 
 -- Metrics as in subjects.py: requests, prompt and completion tokens a minute; prompt and completion tokens a day.
@@ -20,7 +21,14 @@ local function windows_of(subject) return G .. 'l:' .. subject end
 
 local function bucket_name(metric, bucket) return string.format('%d:%d', metric, bucket) end
 
-local function written(used) return string.format('%d %d %d %d', used.total, used.from, used.bucket, used.amount) end
+local function begun(metric, whole)
+  local window = WINDOWS[metric]
+  return {total = 0, from = window.oldest, bucket = window.now, amount = 0, whole = whole}
+end
+
+local function written(used)
+  return string.format('%d %d %d %d %d', used.total, used.from, used.bucket, used.amount, used.whole)
+end
 
 -- Bring a window to this moment: its newest bucket is the one that is now, and what counts no more is taken out.
 -- A bucket counts until its last instant is outside, so no window of that length ever holds more.
@@ -45,23 +53,27 @@ end
 local function used_by(subject, metrics)
   local values, used = call('HMGET', windows_of(subject), 'open', unpack(metrics)), {}
   for i, metric in ipairs(metrics) do
-    local total, from, bucket, amount = string.match(values[i + 1] or '', '(%S+) (%S+) (%S+) (%S+)')
+    local total, from, bucket, amount, whole = string.match(values[i + 1] or '', '(%S+) (%S+) (%S+) (%S+) (%S+)')
     if total then
-      used[metric] = {total = tonumber(total), from = tonumber(from), bucket = tonumber(bucket), amount = tonumber(amount)}
+      used[metric] = {total = tonumber(total), from = tonumber(from), bucket = tonumber(bucket), amount = tonumber(amount),
+        whole = tonumber(whole)}
       if used[metric].bucket ~= WINDOWS[metric].now then slide(subject, metric, used[metric]) end
     end
   end
   return used, tonumber(values[1] or 0)
 end
 
--- One more request is open, and has reserved so much of each metric. Days are begun by the script that knows what was
--- before (seed.lua), minutes by whatever comes first. What was reserved where, for `return_to`.
+-- Whether a window says all that counts.
+local function is_whole(used) return used ~= nil and used.whole == 1 end
+
+-- One more request is open, and has reserved so much of each metric. Days become whole by the script that knows what was
+-- before (seed.lua), minutes are it from the beginning. What was reserved where, for `return_to`.
 local function reserve_of(subject, used, open, needs)
   local fields, said, is_new = {'open', open + 1}, subject, next(needs) == nil
   for metric, need in pairs(needs) do
     local window, one = WINDOWS[metric], used[metric]
     is_new = is_new or not one
-    one = one or {total = 0, from = window.oldest, bucket = window.now, amount = 0}
+    one = one or begun(metric, window == MINUTE and 1 or 0)
     one.total, one.amount = one.total + need, one.amount + need
     fields[#fields + 1] = metric
     fields[#fields + 1] = written(one)
