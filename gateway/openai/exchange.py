@@ -1,6 +1,7 @@
 """One request and its answer on an ASGI connection."""
 
 import asyncio
+import socket
 from collections.abc import AsyncIterator, Awaitable, Callable, MutableMapping
 from contextlib import asynccontextmanager
 from typing import Any
@@ -20,6 +21,8 @@ Send = Callable[[Message], Awaitable[None]]
 MOST_BYTES = 16 * 1024 * 1024
 # What is said last has so long to be read.
 _GRACE_S = 5.0
+# Who reads nothing for so long has hung, or is a machine that was cut off.
+_STALLED_S = 120.0
 _JSON: Headers = [(b"content-type", b"application/json")]
 _EVENTS: Headers = [(b"content-type", b"text/event-stream"), (b"x-accel-buffering", b"no")]
 
@@ -76,6 +79,7 @@ class Exchange:
     async def begin_stream(self, more: Headers) -> None:
         """Begin an answer of events."""
         self._is_stream = True
+        self._bound_patience()
         await self._start(200, [*_EVENTS, *more])
 
     def write(self, events: bytes) -> Awaitable[None]:
@@ -119,12 +123,26 @@ class Exchange:
         if self._cutting is not None:
             self._cutting.cancel()
 
+    def _bound_patience(self) -> None:
+        """Have the system cut off a client that takes nothing for so long: it holds a slot that others wait for."""
+        transport = self._transport()
+        connection = transport.get_extra_info("socket") if transport is not None else None
+        if (
+            connection is not None
+            and connection.family != socket.AF_UNIX
+            and hasattr(socket, "TCP_USER_TIMEOUT")
+        ):
+            connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, int(_STALLED_S * 1000))
+
     def _cut(self) -> None:
-        # ASGI has no word for this. uvicorn's `send` is a method of what holds the connection; with another server it
-        # lasts until the client's end does.
-        transport = getattr(getattr(self._send, "__self__", None), "transport", None)
+        transport = self._transport()
         if transport is not None:
             transport.abort()
+
+    def _transport(self) -> asyncio.Transport | None:
+        # ASGI has no word for this. uvicorn's `send` is a method of what holds the connection; with another server a
+        # connection lasts as long as its client wants.
+        return getattr(getattr(self._send, "__self__", None), "transport", None)
 
     # The client's end -------------------------------------------------------------------------------------------------
 

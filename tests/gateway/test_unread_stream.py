@@ -1,8 +1,9 @@
-"""A key is revoked while its stream runs, and whoever holds the key reads no more."""
+"""Clients that read no more: whose key is revoked meanwhile, and who simply hang."""
 
 import asyncio
 import socket
 from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 
 import pytest
 import uvicorn
@@ -79,8 +80,9 @@ async def test_who_reads_no_more_gives_the_place_back_all_the_same(engine, key):
     assert b"authentication_error" in response.content
 
 
-async def test_the_connection_of_who_reads_no_more_is_cut_after_a_moment(engine, key, monkeypatch):
-    monkeypatch.setattr(exchange, "_GRACE_S", 0.3)
+@asynccontextmanager
+async def unread(engine: FakeEngine, shown: str) -> AsyncIterator[ServerState]:
+    """A real server, of which a client has asked for a stream that it doesn't read."""
     config = uvicorn.Config(application, http="httptools", lifespan="off", log_config=None)
     config.load()
     state = ServerState()
@@ -88,7 +90,6 @@ async def test_the_connection_of_who_reads_no_more_is_cut_after_a_moment(engine,
     server = await loop.create_server(
         lambda: config.http_protocol_class(config=config, server_state=state, app_state={}), "127.0.0.1", 0
     )
-    row, shown = key
     with socket.socket() as client:
         client.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
         client.setblocking(False)
@@ -99,12 +100,30 @@ async def test_the_connection_of_who_reads_no_more_is_cut_after_a_moment(engine,
         assert await loop.sock_recv(client, 15) == b"HTTP/1.1 200 OK"
         await until_held_back(engine)
         assert state.tasks
-
-        await in_db(key_actions.revoke_api_key)(row, by=None)
-
-        async with asyncio.timeout(4):
-            while state.tasks or state.connections:
-                await asyncio.sleep(0.05)
-        assert not gate().tickets
+        yield state
     server.close()
     await server.wait_closed()
+
+
+async def is_cut(state: ServerState, seconds: float) -> None:
+    async with asyncio.timeout(seconds):
+        while state.tasks or state.connections:
+            await asyncio.sleep(0.05)
+    assert not gate().tickets
+
+
+async def test_the_connection_of_who_reads_no_more_is_cut_after_a_moment(engine, key, monkeypatch):
+    monkeypatch.setattr(exchange, "_GRACE_S", 0.3)
+    row, shown = key
+    async with unread(engine, shown) as state:
+        await in_db(key_actions.revoke_api_key)(row, by=None)
+
+        await is_cut(state, 4)
+
+
+async def test_nobody_keeps_a_slot_for_ever_without_reading(engine, key, monkeypatch):
+    monkeypatch.setattr(exchange, "_STALLED_S", 1.0)
+    async with unread(engine, key[1]) as state:
+        await is_cut(state, 8)
+
+    assert not engine.busy_slots
