@@ -34,7 +34,7 @@ class Right:
     subjects: tuple[Subject, ...]
     context_tokens: int | None
     # As the scripts read it.
-    packed: tuple[str | int, ...]
+    packed: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -214,5 +214,5 @@ def _read_right(caller: Caller, slug: str) -> Right:
         served_pk=served.pk,
         subjects=subjects,
         context_tokens=min(contexts, default=None),
-        packed=tuple(part for subject in subjects for part in subject.packed),
+        packed="".join(subject.packed for subject in subjects),
     )

@@ -50,9 +50,10 @@ class Subject:
         return cls(name, owner, tuple(getattr(limit, metric) for metric in METRICS))
 
     @property
-    def packed(self) -> tuple[str | int, ...]:
-        """As the scripts read it."""
-        return (self.name, *(-1 if limit is None else limit for limit in self.limits))
+    def packed(self) -> str:
+        """As the scripts read it: "user:1 1=60 5=10000;"."""
+        limits = (f" {metric}={limit}" for metric, limit in enumerate(self.limits, 1) if limit is not None)
+        return f"{self.name}{''.join(limits)};"
 
     def says(self, metric: int, limit: int) -> str:
         """The limit of a metric, as a part of a sentence."""

@@ -188,7 +188,7 @@ class Ticket:
             caller.user_pk, caller.weight, caller.queue_class, ask.prompt_tokens,
             -1 if ask.completion_tokens is None else ask.completion_tokens, min(needed, context) if context else needed,
             ask.thread, ",".join(map(str, ask.avoid)), MOST_WAITING, int(ask.light), forced, replica, slot,
-            int(self._granted_ms), 2 * self.completion_tokens, *self.right.packed,
+            int(self._granted_ms), 2 * self.completion_tokens, self.right.packed,
         ]  # fmt: skip
 
     # Waiting ----------------------------------------------------------------------------------------------------------

@@ -79,7 +79,6 @@ class Exchange:
     async def begin_stream(self, more: Headers) -> None:
         """Begin an answer of events."""
         self._is_stream = True
-        self._bound_patience()
         await self._start(200, [*_EVENTS, *more])
 
     def write(self, events: bytes) -> Awaitable[None]:
@@ -155,6 +154,7 @@ class Exchange:
 
         async def listen() -> None:
             nonlocal is_gone
+            self._bound_patience()
             while (await self._receive())["type"] != "http.disconnect":
                 pass
             # A server also says so of a request that is answered.

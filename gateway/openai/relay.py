@@ -29,7 +29,9 @@ async def streamed(exchange: Exchange, call: completion.Call, patience: "Patienc
             write = exchange.write
             async for block in stream.blocks():
                 await write(block)
-            await exchange.end()
+            exchange.is_over = True
+        # Who has seen the end may ask again at once: by then nothing of this request is held any more.
+        await exchange.end()
     finally:
         await patience.end()
 

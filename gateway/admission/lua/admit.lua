@@ -1,14 +1,14 @@
 -- Let a request in: versions, limits, reservation, then a slot at once or a place in the line.
 -- ARGV: ticket, process, rights, catalog, new version, model, person, weight, class, prompt, completion (-1: unsaid), kv,
 --   thread, avoid, most waiting, light, forced ('' | 'wait' | 'run'), replica, slot, granted, charged,
---   then for each subject: name and six limits (-1: none).
+--   limits: for each subject its name and what is limited, 'user:1 1=60 5=10000;'.
 -- Answers: run … | wait … | stale rights catalog | seed subject:metric … | limit … | never … | full … | settling ms
 
 local id, process, model, person = ARGV[1], ARGV[2], ARGV[6], ARGV[7]
 local weight, class, prompt = tonumber(ARGV[8]), tonumber(ARGV[9]), tonumber(ARGV[10])
 local completion, kv, thread, avoid = tonumber(ARGV[11]), tonumber(ARGV[12]), ARGV[13], ARGV[14]
 local light, forced = ARGV[16] == '1', ARGV[17]
-local FIRST_SUBJECT, PER_SUBJECT = 22, 7
+local limits = ARGV[22] or ''
 -- What a request that says nothing of its length is taken to write, until it is known.
 local UNSAID_TOKENS = 512
 
@@ -44,11 +44,13 @@ if call('EXISTS', G .. 't:' .. id) == 1 then return answer(ticket_of(id)) end
 -- Limits ---------------------------------------------------------------------------------------------------------------
 
 local subjects, unseeded, reserve = {}, {}, completion
-for i = FIRST_SUBJECT, #ARGV, PER_SUBJECT do
-  local subject = {name = ARGV[i], limits = {}, metrics = {}, needs = {}, most = tonumber(ARGV[i + CONCURRENT])}
-  for metric = 1, #WINDOWS do
-    local limit = tonumber(ARGV[i + metric])
-    if limit >= 0 then
+for name, said in string.gmatch(limits, '([^ ;]+)([^;]*);') do
+  local subject = {name = name, limits = {}, metrics = {}, needs = {}}
+  for metric, limit in string.gmatch(said, '(%d)=(%d+)') do
+    metric, limit = tonumber(metric), tonumber(limit)
+    if metric == CONCURRENT then
+      subject.most = limit
+    else
       subject.metrics[#subject.metrics + 1], subject.limits[metric] = metric, limit
       if completion < 0 and (metric == 3 or metric == 5) then
         reserve = math.min(reserve < 0 and UNSAID_TOKENS or reserve, limit)
@@ -93,7 +95,7 @@ for i, subject in ipairs(subjects) do
     if metric == 1 then tight_requests = note(limit - used - need, limit, tight_requests)
     elseif metric <= 3 then tight_tokens = note(limit - used - need, limit, tight_tokens) end
   end
-  if subject.most >= 0 and forced == '' and subject.open >= subject.most then
+  if subject.most and forced == '' and subject.open >= subject.most then
     local service = tonumber(call('HGET', of(model, 'facts'), 'service') or 0)
     return {'limit', i, CONCURRENT, subject.most, subject.most, math.max(1000, math.floor(service))}
   end
