@@ -107,10 +107,12 @@ async def test_an_answer_nobody_has_begun_is_stopped_at_once(engine, conversatio
 
 
 async def test_an_orderly_end_hands_the_answer_to_the_next_generator(engine, conversation, redis):
-    engine.scripts = [Script(tokens=100, interval_ms=10), Script(tokens=100)]
+    # Five seconds: a slow machine must not see its end before it is looked at.
+    engine.scripts = [Script(tokens=100, interval_ms=50), Script(tokens=100)]
     first = Running(redis)
-    while len(engine.requests) < 1 or not first.generator._open:
-        await asyncio.sleep(0.01)
+    async with asyncio.timeout(20):
+        while len(engine.requests) < 1 or not first.generator._open:
+            await asyncio.sleep(0.01)
     await asyncio.sleep(0.3)
     await first.stop()
     partial = await answer_of(conversation)
