@@ -32,6 +32,14 @@ def free_port() -> int:
         return int(probe.getsockname()[1])
 
 
+def runs(pid: int) -> bool:
+    """Whether a process with this pid lives; one that ends meanwhile doesn't."""
+    try:
+        return is_alive(psutil.Process(pid))
+    except psutil.NoSuchProcess:
+        return False
+
+
 @contextlib.contextmanager
 def new_portal(**variables: str) -> Iterator["Portal"]:
     """A portal on a new data folder; at the end nothing of it is left.
@@ -145,7 +153,7 @@ class Portal:
         rows = self.query(
             "SELECT pid FROM models_admin_instance WHERE pid IS NOT NULL AND state <> 'stopped'"
         )
-        return [row[0] for row in rows if psutil.pid_exists(row[0]) and is_alive(psutil.Process(row[0]))]
+        return [row[0] for row in rows if runs(row[0])]
 
     def wait_llama_servers(self, count: int, timeout: float = 60) -> list[int]:
         """Wait until that many run, whatever the rows of a killed predecessor say. Returns their pids."""

@@ -71,6 +71,14 @@ def working_in(folder: Path, name: str) -> list[psutil.Process]:
     ]
 
 
+def argv(process: psutil.Process) -> list[str]:
+    """What the process was started with; nothing where it has ended meanwhile."""
+    try:
+        return process.cmdline()
+    except psutil.NoSuchProcess:
+        return []
+
+
 def is_alive(process: psutil.Process) -> bool:
     """True while the process does anything. One that nobody has collected yet is not alive."""
     try:

@@ -149,7 +149,9 @@ class Postgres:
             return
         running = leftovers.working_in(self._data, "postgres")
         # The first process writes its argv, the others overwrite theirs with what they do.
-        leftovers.end((process for process in running if "-D" in process.cmdline()), signum=signal.SIGINT)
+        leftovers.end(
+            (process for process in running if "-D" in leftovers.argv(process)), signum=signal.SIGINT
+        )
         leftovers.end(running)
         lock.unlink(missing_ok=True)
         for socket_lock in self._sockets.glob(".s.PGSQL.*.lock"):

@@ -2,12 +2,10 @@ import os
 import re
 import signal
 
-import psutil
 import pytest
 from playwright.sync_api import Locator, Page, expect
 
-from llamaproj.up.leftovers import is_alive
-from tests.portal import Portal
+from tests.portal import Portal, runs
 
 pytestmark = [pytest.mark.portal, pytest.mark.slow]
 SLUG = "smollm2-135m-instruct"
@@ -40,7 +38,7 @@ def test_a_model_is_stopped_and_started_on_the_page(card: Locator, portal: Porta
     state(card, "stopped")
     # The button that had the focus is gone; a keyboard goes on from its card.
     assert card.evaluate("card => card.contains(document.activeElement)")
-    assert not any(psutil.pid_exists(pid) and is_alive(psutil.Process(pid)) for pid in old)
+    assert not any(runs(pid) for pid in old)
     card.get_by_role("button", name="Start").click()
     state(card, "ready")
     portal.wait_ready(models=1)

@@ -4,13 +4,14 @@ import asyncio
 import io
 import json
 import signal
+import subprocess
 import sys
 
 import psutil
 import pytest
 
 from llamaproj.up import program
-from llamaproj.up.leftovers import Record, end, is_alive
+from llamaproj.up.leftovers import Record, argv, end, is_alive
 from llamaproj.up.program import Program
 from llamaproj.up.supervisor import Output, Supervisor
 
@@ -141,6 +142,20 @@ async def test_a_predecessors_processes_are_ended_and_strangers_are_not(tmp_path
     assert is_alive(psutil.Process(stranger.pid))
     await asyncio.to_thread(end, [psutil.Process(stranger.pid)])
     await stranger.wait()
+
+
+async def test_one_that_ended_and_was_not_collected_is_not_alive_and_has_no_argv():
+    child = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"])
+    process = psutil.Process(child.pid)
+    assert argv(process)[0] == sys.executable
+    child.kill()
+    async with asyncio.timeout(PATIENCE_S):
+        while is_alive(process):
+            await asyncio.sleep(0.01)
+    assert argv(process) == []
+    child.wait()
+    assert argv(process) == []
+    await asyncio.to_thread(end, [process])
 
 
 @pytest.mark.parametrize("text", ["", "{", '{"web": [999999999, 1.0]}'])
