@@ -295,10 +295,14 @@ _NOT_FOR = {
 
 @contextmanager
 def _alone(gateway: Gateway, gateways: Sequence[Gateway]) -> Iterator[None]:
-    """The others are halted: what they still have to do of their own measure isn't this one's burden."""
+    """The others are halted: what they still have to do of their own measure isn't this one's burden.
+
+    This one was halted until now: what its clocks have put off is done before it is measured.
+    """
     others = [pid for other in gateways if other is not gateway for pid in other.pids()]
     for pid in others:
         os.kill(pid, signal.SIGSTOP)
+    time.sleep(_SETTLE_S)
     try:
         yield
     finally:

@@ -3,8 +3,8 @@
  * load PORT name=value ...
  *
  * `streams` clients ask `requests` times one after the other, each on one kept connection, for `tokens` tokens, one
- * every `pace` µs, the first after `hold` µs; client n begins at n × `ramp` µs. With `key` and `model` they ask as the
- * API wants it. `leave`: a client closes its connection so many µs after its first token. `stall`: it stops reading for
+ * every `pace` µs, the first after `hold` µs; client n begins at n × `ramp` µs and at random up to one `pace` later, the
+ * same in every run: people don't read in step. With `key` and `model` they ask as the API wants it. `leave`: a client closes its connection so many µs after its first token. `stall`: it stops reading for
  * so many ms then. After `limit` ms the rest has failed. Prints `streaming` once every client had a first token and, for
  * each that leaves, its tag and the moment; at the end what was measured, in µs. All of it is checked: whatever is lost,
  * doubled or out of order makes an answer a failed one.
@@ -69,6 +69,14 @@ static uint64_t now_ns(void) {
     struct timespec now;
     clock_gettime(CLOCK_MONOTONIC, &now);
     return (uint64_t)now.tv_sec * 1000000000u + (uint64_t)now.tv_nsec;
+}
+
+/* A number below `limit` that looks random: Steele, Lea, Flood, "Fast Splittable Pseudorandom Number Generators", 2014. */
+static uint64_t scattered(uint64_t number, uint64_t limit) {
+    uint64_t mixed = (number + 1) * 0x9e3779b97f4a7c15u;
+    mixed = (mixed ^ mixed >> 30) * 0xbf58476d1ce4e5b9u;
+    mixed = (mixed ^ mixed >> 27) * 0x94d049bb133111ebu;
+    return limit ? (mixed ^ mixed >> 31) % limit : 0;
 }
 
 static void note(uint32_t **all, size_t *size, size_t *room, uint64_t ns) {
@@ -331,7 +339,8 @@ int main(int count, char **arguments) {
     for (long at = 0; at < streams; at++) {
         clients[at].number = (int)at;
         clients[at].fd = -1;
-        plan(&clients[at], began + (uint64_t)(at * option("ramp")) * 1000);
+        uint64_t begins_us = (uint64_t)(at * option("ramp")) + scattered((uint64_t)at, (uint64_t)option("pace"));
+        plan(&clients[at], began + begins_us * 1000);
     }
     while (finished < streams) {
         uint64_t now = now_ns();
