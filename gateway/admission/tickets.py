@@ -55,6 +55,10 @@ class Waiting:
     expected_s: float | None = None
 
 
+def _unheard(error: LlamaProjError) -> None:
+    """Nobody has to know."""
+
+
 @dataclass(slots=True)
 class Ask:
     """Who wants what.
@@ -74,7 +78,7 @@ class Ask:
     avoid: frozenset[UUID] = frozenset()
     light: bool = False
     on_wait: Callable[[Waiting], None] = lambda waiting: None
-    on_revoked: Callable[[LlamaProjError], None] = lambda error: None
+    on_revoked: Callable[[LlamaProjError], None] = _unheard
 
 
 class Ticket:
@@ -304,6 +308,8 @@ class Ticket:
         """
         is_open, self._closed = not self._closed, True
         self._gate.tickets.pop(self._key, None)
+        # Who listened holds this ticket: a circle would keep all of the request until the collector comes by.
+        self.ask.on_revoked = _unheard
         if not is_open or not (self.is_known or said):
             return _nothing()
         return _settle(self._gate, (self._key, prompt_tokens, completion_tokens, outcome), said)

@@ -1,6 +1,7 @@
 """Streams through the door: what a program sees while it waits, while replicas die, and when it goes away."""
 
 import asyncio
+import gc
 import json
 
 import pytest
@@ -9,6 +10,7 @@ from channels.db import database_sync_to_async
 from accounts import key_actions
 from accounts.key_rights import KeyRights
 from accounts.models import User
+from gateway.admission import Ticket
 from gateway.models import UsageRecord
 from gateway.usage.drain import drain
 from models_admin.models import ServedModel
@@ -46,6 +48,21 @@ async def test_who_waits_long_is_told_so_in_comments(fake, program):
     assert response.content.startswith(b": waiting")
     assert text_of(response.content) == "w0 w1 w2 "
     assert payloads(response.content)[-1] == "[DONE]"
+
+
+@pytest.mark.parametrize("stream", [True, False])
+async def test_nothing_of_a_request_waits_for_the_collector(fake, program, stream):
+    """50,000 objects that it finds at once hold up every open stream for some 20 ms."""
+    fake.scripts = [Script(tokens=3)]
+    gc.collect()
+    gc.disable()
+    try:
+        response = await program.stream(ASK | {"stream": stream}).response()
+
+        assert text_of(response.content) == "w0 w1 w2 " if stream else b"w0 w1 w2" in response.content
+        assert not any(isinstance(one, Ticket) for one in gc.get_objects())
+    finally:
+        gc.enable()
 
 
 async def test_an_error_after_a_long_wait_is_an_event(fake, program):
