@@ -1,7 +1,7 @@
 """What a request will take, as far as it can be known without its tokenizer."""
 
 import hashlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,6 +11,9 @@ import orjson
 _BYTES_PER_TOKEN = 4
 _TOKENS_PER_MESSAGE = 4
 _OPENING_BYTES = 4096
+# Where a request has the text that is read, and where its messages and their parts have it.
+_FIELDS = ("messages", "prompt", "input", "documents", "query", "instructions", "content")
+_PARTS = ("content", "text", "arguments", "output")
 # What an answer's length is called; which of several an engine follows is its own affair.
 LENGTHS = ("max_completion_tokens", "max_tokens", "max_output_tokens", "n_predict")
 # More than any answer has: numbers beyond it are as good as this one.
@@ -31,7 +34,7 @@ class Size:
 def size_of(endpoint: str, body: Mapping[str, Any]) -> Size:
     """How large a request is. Pictures and sounds count nothing: their bytes say little of their tokens."""
     messages = body.get("messages")
-    prompt_bytes = sum(len(text.encode(errors="replace")) for text in _texts(body))
+    prompt_bytes = sum(_bytes_of(body[name]) for name in _FIELDS if name in body)
     turns = len(messages) if isinstance(messages, list) else 0
     tokens = prompt_bytes // _BYTES_PER_TOKEN + _TOKENS_PER_MESSAGE * turns
     return Size(prompt_bytes, tokens, 0 if endpoint in _SILENT else longest_answer(body))
@@ -66,19 +69,12 @@ def longest_answer(body: Mapping[str, Any]) -> int | None:
     return min(max(said) * (choices if isinstance(choices, int) and choices > 0 else 1), _MOST_TOKENS)
 
 
-def _texts(body: Mapping[str, Any]) -> Iterator[str]:
-    for name in ("messages", "prompt", "input", "documents", "query", "instructions", "content"):
-        yield from _within(body.get(name), 6)
-
-
-def _within(value: object, depth: int) -> Iterator[str]:
-    """Texts in a message, a list of parts, or whatever somebody sent."""
+def _bytes_of(value: object, depth: int = 6) -> int:
+    """The text in a message, a list of parts, or whatever somebody sent."""
     if isinstance(value, str):
-        yield value
-    elif depth and isinstance(value, list):
-        for one in value:
-            yield from _within(one, depth - 1)
-    elif depth and isinstance(value, dict):
-        for name in ("content", "text", "arguments", "output"):
-            if name in value:
-                yield from _within(value[name], depth - 1)
+        return len(value) if value.isascii() else len(value.encode(errors="replace"))
+    if depth and isinstance(value, list):
+        return sum(_bytes_of(one, depth - 1) for one in value)
+    if depth and isinstance(value, dict):
+        return sum(_bytes_of(value[name], depth - 1) for name in _PARTS if name in value)
+    return 0
