@@ -19,7 +19,9 @@ from gateway.errors import LimitReached
 from gateway.models import UsageRecord
 from models_admin.models import ServedModel
 
+# Metrics by their numbers in the scripts.
 _CONCURRENT = 6
+_LENGTHS = frozenset({3, 5})
 _DAYS = {4: "prompt_tokens", 5: "completion_tokens"}
 _BUCKET_S = 1800
 _DAY = timedelta(hours=24)
@@ -58,7 +60,7 @@ def used_in_a_day(kind: str, pk: object, metric: str) -> int:
 
 def refusal(kind: bytes, subjects: Sequence[Subject], rest: Sequence[Any]) -> LimitReached:
     """Which limit of whom, in a sentence, and when there is room again."""
-    place, metric, limit = int(rest[0]), int(rest[1]), int(rest[2])
+    place, metric, limit, used = (int(part) for part in rest[:4])
     subject = subjects[place - 1]
     said = f"At most {subject.says(metric, limit)}"
     if kind == b"never":
@@ -66,8 +68,10 @@ def refusal(kind: bytes, subjects: Sequence[Subject], rest: Sequence[Any]) -> Li
     wait_s = int(rest[4]) / 1000
     if metric == _CONCURRENT:
         return LimitReached(f"{said}; try again when one has ended.", retry_after=wait_s)
+    is_short = metric in _LENGTHS and used < limit
+    shorter = f"ask for a shorter answer (max_tokens), {limit - used:,} are left; " if is_short else ""
     return LimitReached(
-        f"{said}; there is room again in {_duration(wait_s)}.",
+        f"{said}; {shorter}there is room again in {_duration(wait_s)}.",
         retry_after=wait_s,
         is_of_a_day=metric in _DAYS,
     )

@@ -13,13 +13,13 @@ METRICS = (
     "completion_tokens_per_day",
     "concurrent_requests",
 )
-_NOUNS = (
-    "requests a minute",
-    "prompt tokens a minute",
-    "completion tokens a minute",
-    "prompt tokens a day",
-    "completion tokens a day",
-    "requests at the same time",
+_SAID = (
+    ("request", "a minute"),
+    ("prompt token", "a minute"),
+    ("completion token", "a minute"),
+    ("prompt token", "a day"),
+    ("completion token", "a day"),
+    ("request", "at the same time"),
 )
 
 
@@ -57,7 +57,9 @@ class Subject:
 
     def says(self, metric: int, limit: int) -> str:
         """The limit of a metric, as a part of a sentence."""
-        return f"{limit:,} {_NOUNS[metric - 1]} are allowed for {self.owner}"
+        noun, span = _SAID[metric - 1]
+        one_or_more = f"1 {noun} {span} is" if limit == 1 else f"{limit:,} {noun}s {span} are"
+        return f"{one_or_more} allowed for {self.owner}"
 
 
 def name_of(kind: str, pk: object) -> str:

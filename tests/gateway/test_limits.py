@@ -106,7 +106,7 @@ async def test_a_refusal_says_which_limit_of_whom_and_when_there_is_room(served,
 
     assert refused.value.code == "rate_limit_exceeded"
     assert refused.value.message.startswith(
-        "At most 1 requests a minute are allowed for you; there is room again in"
+        "At most 1 request a minute is allowed for you; there is room again in"
     )
     assert 55 < (refused.value.retry_after or 0) <= 61
 
@@ -124,6 +124,25 @@ async def test_what_was_promised_and_not_used_is_given_back(served, ada):
     use = await in_db(admission.use_of)([("user", ada.pk)])
     assert use[0].completion_tokens_per_minute == 50
     assert use[0].requests_per_minute is None
+
+
+async def test_who_has_little_left_can_begin_an_answer_of_unsaid_length_or_ask_for_a_shorter_one(served, ada):
+    await limit(user=ada, completion_tokens_per_day=600, completion_tokens_per_minute=5000)
+    await (await admit(ada, served, completion_tokens=500)).close(b"", 10, 500, outcome="ok")
+
+    with pytest.raises(LimitReached, match=r"shorter answer .*, 100 are left; there is room again in 2[34] h"):
+        await admit(ada, served, completion_tokens=101)
+    ticket = await admit(ada, served)
+    with pytest.raises(LimitReached, match=r"allowed for you; there is room again in 2[34] h"):
+        # What is left was promised to the answer before.
+        await admit(ada, served)
+
+    await ticket.close(b"", 10, 20, outcome="ok")
+    use = await in_db(admission.use_of)([("user", ada.pk)])
+    assert use[0].completion_tokens_per_day == 520
+    await (await admit(ada, served, completion_tokens=80)).close(b"", 10, 80, outcome="ok")
+    with pytest.raises(LimitReached):
+        await admit(ada, served)
 
 
 async def test_a_request_that_asks_for_more_than_ever_fits_is_told_so(served, ada):

@@ -43,7 +43,7 @@ if call('EXISTS', G .. 't:' .. id) == 1 then return answer(ticket_of(id)) end
 
 -- Limits ---------------------------------------------------------------------------------------------------------------
 
-local subjects, unseeded, reserve = {}, {}, completion
+local subjects, unseeded, reserve = {}, {}, completion < 0 and UNSAID_TOKENS or completion
 for name, said in string.gmatch(limits, '([^ ;]+)([^;]*);') do
   local subject = {name = name, limits = {}, metrics = {}, needs = {}}
   for metric, limit in string.gmatch(said, '(%d)=(%d+)') do
@@ -52,20 +52,21 @@ for name, said in string.gmatch(limits, '([^ ;]+)([^;]*);') do
       subject.most = limit
     else
       subject.metrics[#subject.metrics + 1], subject.limits[metric] = metric, limit
-      if completion < 0 and (metric == 3 or metric == 5) then
-        reserve = math.min(reserve < 0 and UNSAID_TOKENS or reserve, limit)
-      end
     end
   end
   subject.used, subject.open = used_by(subject.name, subject.metrics)
   for _, metric in ipairs(subject.metrics) do
-    if WINDOWS[metric] == DAY and forced == '' and not is_whole(subject.used[metric]) then
+    local known = subject.used[metric]
+    if WINDOWS[metric] == DAY and forced == '' and not is_whole(known) then
       unseeded[#unseeded + 1] = subject.name .. ':' .. metric
+    end
+    if completion < 0 and (metric == 3 or metric == 5) then
+      -- Less than that is enough to begin with, as long as something is left.
+      reserve = math.max(1, math.min(reserve, subject.limits[metric] - (known and known.total or 0)))
     end
   end
   subjects[#subjects + 1] = subject
 end
-if reserve < 0 then reserve = UNSAID_TOKENS end
 if #unseeded > 0 then return {'seed', unpack(unseeded)} end
 
 local function amount(metric, limit)
