@@ -66,6 +66,9 @@ class Answer:
         try:
             await asyncio.wait({work, stopped}, return_when=asyncio.FIRST_COMPLETED)
             if not work.done():
+                # What was written until now is counted as the stream is left.
+                work.cancel()
+                await asyncio.gather(work, return_exceptions=True)
                 return self._outcome(MessageStatus.STOPPED)
             finish_reason = work.result()
             note = _CUT_OFF if finish_reason == UsageRecord.Finish.LENGTH else ""
@@ -132,29 +135,29 @@ class Answer:
         )
         async with completion.run(call) as stream:
             self._last_replica = frozenset({stream.replica.pk})
-            tokens, first_at, told_at = 0, 0.0, 0.0
+            heard, told_at = _Heard(), 0.0
             try:
                 async for payload in stream.payloads():
                     chunk = completion.parse(payload)
                     if progress := chunk.get("prompt_progress"):
+                        heard.prompt_tokens = progress.get("total", 0)
                         self._tell(writer, MessageStatus.READING, f"reading prompt {_percent(progress)} %")
                         continue
                     piece = _content(chunk)
                     if not piece:
                         continue
                     now = time.monotonic()
-                    tokens += 1
-                    first_at = first_at or now
+                    heard.token(now)
                     self.text += piece
                     if now - told_at >= _SPEED_EVERY_S:
                         told_at = now
-                        speed = (tokens - 1) / (now - first_at) if tokens > 1 else 0
+                        speed = heard.tokens_per_second
                         self._tell(
                             writer, MessageStatus.WRITING, f"{speed:.0f} tokens/s" if speed else "writing"
                         )
                     writer.write(self.outgoing, piece)
             finally:
-                self._account(stream.meter, tokens)
+                self._account(stream.meter, heard)
             return stream.meter.finish_reason
 
     async def _caller(self) -> Caller:
@@ -175,18 +178,20 @@ class Answer:
             body["max_tokens"] = max(1, self.job.served.answer_tokens - self._completion_tokens)
         return body
 
-    def _account(self, meter: completion.Meter, tokens: int) -> None:
-        """Add what one stream took to what earlier ones took."""
-        self._completion_tokens += meter.completion_tokens if meter.decode_ms else tokens
+    def _account(self, meter: completion.Meter, heard: "_Heard") -> None:
+        """Add what one stream took to what earlier ones took. One that was left early has said no figures."""
+        self._completion_tokens += meter.completion_tokens if meter.decode_ms else heard.tokens
         timings = self._timings
         timings["queue_ms"] = timings.get("queue_ms", 0.0) + meter.queue_ms
         timings["prefill_ms"] = timings.get("prefill_ms", 0.0) + meter.prefill_ms
-        timings["decode_ms"] = timings.get("decode_ms", 0.0) + meter.decode_ms
+        timings["decode_ms"] = timings.get("decode_ms", 0.0) + (meter.decode_ms or heard.decode_ms)
         # Those of the first stream that says them; one lost early says nothing.
         timings["first_token_ms"] = timings.get("first_token_ms") or meter.first_token_ms or 0.0
-        timings["prompt_tokens"] = timings.get("prompt_tokens") or meter.prompt_tokens
+        timings["prompt_tokens"] = timings.get("prompt_tokens") or meter.prompt_tokens or heard.prompt_tokens
         if meter.decode_ms:
             timings["tokens_per_second"] = meter.completion_tokens / meter.decode_ms * 1000
+        elif heard.decode_ms:
+            timings["tokens_per_second"] = heard.tokens_per_second
 
     def _tell_waiting(self, writer: LogWriter, waiting: Waiting) -> None:
         """A place in the line, or how far the model is loaded."""
@@ -196,6 +201,29 @@ class Answer:
     def _tell(self, writer: LogWriter, status: MessageStatus, progress: str) -> None:
         self.status = status
         writer.tell(self.outgoing, status, progress)
+
+
+@dataclass
+class _Heard:
+    """What can be told of a stream from outside, before it says so itself at its end."""
+
+    tokens: int = 0
+    prompt_tokens: int = 0
+    first_at: float = 0.0
+    last_at: float = 0.0
+
+    def token(self, now: float) -> None:
+        self.tokens += 1
+        self.first_at = self.first_at or now
+        self.last_at = now
+
+    @property
+    def decode_ms(self) -> float:
+        return (self.last_at - self.first_at) * 1000
+
+    @property
+    def tokens_per_second(self) -> float:
+        return (self.tokens - 1) / self.decode_ms * 1000 if self.decode_ms else 0.0
 
 
 _INTERRUPTED = "The model's server was lost in mid-answer, and it can't go on where it stopped. Ask again."

@@ -8,7 +8,7 @@ import pytest
 from channels.db import database_sync_to_async
 from django.utils import timezone
 
-from chat import actions, leases
+from chat import actions, leases, rendering
 from chat.generator import Generator
 from chat.models import Generation
 from chat.states import MessageStatus
@@ -98,6 +98,22 @@ async def test_stop_frees_the_slot_and_keeps_the_text(engine, conversation, runn
     assert answer.status == MessageStatus.STOPPED
     assert answer.text
     assert text_of(10_000).startswith(answer.text)
+
+
+async def test_of_a_stopped_answer_is_said_what_is_known(engine, conversation, running):
+    engine.scripts = [Script(tokens=10_000, interval_ms=5)]
+    while not running.generator._open or not (await answer_of(conversation)).text:
+        await asyncio.sleep(0.02)
+
+    await in_db(actions.stop)(await answer_of(conversation))
+
+    answer = await ended(conversation)
+    assert answer.status == MessageStatus.STOPPED
+    assert answer.completion_tokens == len(answer.text.split())
+    assert answer.prompt_tokens
+    assert answer.timings["decode_ms"] > 0
+    assert answer.timings["tokens_per_second"] > 0
+    assert f"{answer.completion_tokens:,} token" in rendering.meta_html(answer)
 
 
 async def test_an_answer_nobody_has_begun_is_stopped_at_once(engine, conversation):
