@@ -9,6 +9,7 @@ from django.utils import timezone
 from accounts import actions, key_actions, keys, version
 from accounts.key_rights import KeyRights
 from accounts.models import ApiKey, AuditEntry, Membership, Team, User
+from accounts.people import actions as people_actions
 from llamaproj.errors import InvalidInput, NotAllowed
 from models_admin.models import ServedModel
 from tests.serving import serve
@@ -45,6 +46,16 @@ def test_the_first_administrator_is_made_once():
     assert actions.ensure_first_admin("boss", "") is None
     assert actions.ensure_first_admin("another", "given") is None
     assert User.objects.count() == 1
+
+
+def test_the_first_administrator_does_not_come_back_while_there_is_another():
+    actions.ensure_first_admin("boss", "given password")
+    boss, other = User.objects.get(), User.objects.create_user("other", is_staff=True)
+    people_actions.change(boss, by=other, is_active=False)
+    people_actions.remove(boss, by=other)
+
+    assert actions.ensure_first_admin("boss", "given password") is None
+    assert User.objects.get() == other
 
 
 def test_a_given_password_is_not_shown_again():
