@@ -10,7 +10,7 @@ from django.utils.text import slugify
 
 from accounts import audit
 from accounts.models import Team, User
-from llamaproj.errors import Conflict, InvalidInput
+from llamaproj.errors import Conflict, InvalidInput, NotFound
 from models_admin import events, replacement, tasks
 from models_admin.engine import launch_rules
 from models_admin.errors import StillRunning
@@ -129,7 +129,11 @@ def add(
 def change(
     served: ServedModel, *, by: User | None, teams: Iterable[Team] | None = None, **fields: Any
 ) -> ServedModel:
-    """Set fields. Replicas that run with other settings are replaced one after the other."""
+    """Set fields. Replicas that run with other settings are replaced one after the other. Returns the row as it is now.
+
+    Compared with the row and not with `served`, which may be older: what somebody has stopped meanwhile stays stopped.
+    """
+    served = _locked(served)
     changed = {name: value for name, value in fields.items() if getattr(served, name) != value}
     names = sorted(changed)
     if teams is not None and set(teams) != set(served.teams.all()):
@@ -181,7 +185,7 @@ def install_demo(node: Node) -> ServedModel | None:
     if served is not None:
         if file and served.file and served.file.node != node and not served.file.node.is_alive:
             # The machine has another name now, as a container has after each start.
-            change(served, by=None, file=file)
+            return change(served, by=None, file=file)
         return served
     if file is None:
         return None
@@ -223,7 +227,11 @@ def _want(served: ServedModel, replicas: int, *, enabled: bool | None = None) ->
 
 
 def _locked(served: ServedModel) -> ServedModel:
-    return ServedModel.objects.select_for_update(of=("self",)).select_related("file__node").get(pk=served.pk)
+    rows = ServedModel.objects.select_for_update(of=("self",)).select_related("file__node")
+    found = rows.filter(pk=served.pk).first()
+    if found is None:
+        raise NotFound(f"Somebody has just removed {served.name}.")
+    return found
 
 
 def _locked_of_ours(served: ServedModel) -> ServedModel:

@@ -114,13 +114,12 @@ class ServedModelAdmin(LaunchAdmin):
     ) -> None:
         """Through the action that also audits and tells the node."""
         assert isinstance(form, ServedModelForm)
-        by = person(request)
+        # The teams, too, before the site saves them itself: else nobody would hear who may use the model now.
+        by, values = person(request), form.values() | {"teams": form.cleaned_data["teams"]}
         if change:
             self.say_replacements(request, form)
-            row = ServedModel.objects.select_related("file__node").get(pk=obj.pk)
-            actions.change(row, by=by, **form.values())
+            actions.change(obj, by=by, **values)
         else:
-            values = form.values()
             file = values.pop("file")
             obj.pk = actions.add(file, by=by, **values).pk
 

@@ -188,8 +188,8 @@ class ServedModelViewSet(mixins.ListModelMixin, mixins.RetrieveModelMixin, Gener
             assert isinstance(serializer, ServedModelSerializer), "members don't get this far"
             serializer.is_valid(raise_exception=True)
             fields = serializer.validated_data if partial else serializer.replacing()
-            actions.change(served, by=self._by(), **fields)
-            return self._shown(served.slug)
+            changed = actions.change(served, by=self._by(), **fields)
+            return self._shown(changed.slug)
 
     def _do(self, verb: Callable[..., None]) -> Response:
         served = self.get_object()

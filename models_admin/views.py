@@ -123,9 +123,7 @@ def edit(request: HttpRequest, slug: str) -> HttpResponse:
     replacements = form.replacements()
     if unconfirmed := _unconfirmed(request, replacements):
         return render(request, "models_admin/edit.html", context | unconfirmed)
-    # The form has written its values into its own copy; the action compares with the row.
-    row = ServedModel.objects.select_related("file__node").get(pk=served.pk)
-    actions.change(row, by=user, teams=form.cleaned_data["teams"], **form.values())
+    actions.change(served, by=user, teams=form.cleaned_data["teams"], **form.values())
     messages.success(request, f"Saved. {replacement.in_words(replacements)}".strip())
     _say_doubts(request, served)
     return redirect("model", slug=slug)

@@ -6,7 +6,7 @@ from django.utils import timezone
 
 from accounts.models import AuditEntry, Team, User
 from llamaproj import env
-from llamaproj.errors import Conflict, InvalidInput
+from llamaproj.errors import Conflict, InvalidInput, NotFound
 from models_admin import actions, events, tasks
 from models_admin.engine import launch_config
 from models_admin.errors import IllegalMove, StillRunning
@@ -133,6 +133,23 @@ def test_a_change_writes_down_which_fields(served: ServedModel, admin: User) -> 
     assert AuditEntry.objects.get().detail == {"fields": ["slots"]}
     actions.change(served, by=admin, slots=8)
     assert AuditEntry.objects.count() == 1
+
+
+def test_what_somebody_stopped_meanwhile_stays_stopped(served: ServedModel, admin: User) -> None:
+    ServedModel.objects.update(enabled=True, desired_replicas=1)
+    read_before = ServedModel.objects.get()
+    actions.stop(served, by=admin)
+    changed = actions.change(read_before, by=admin, min_replicas=2, max_replicas=2)
+    served.refresh_from_db()
+    assert (served.enabled, served.desired_replicas, served.min_replicas) == (False, 0, 2)
+    assert changed.enabled is False
+
+
+def test_what_somebody_removed_meanwhile_is_not_there(served: ServedModel, admin: User) -> None:
+    ServedModel.objects.all().delete()
+    for verb in (actions.start, actions.stop, actions.restart, actions.remove, actions.change):
+        with pytest.raises(NotFound, match="just removed Fake"):
+            verb(served, by=admin)
 
 
 def test_only_what_does_not_run_is_removed(served: ServedModel, node: Node, admin: User) -> None:

@@ -10,6 +10,7 @@ from channels.testing import WebsocketCommunicator
 from django.test import Client
 from django.utils import timezone
 
+from accounts import version
 from accounts.models import AuditEntry, Team, User
 from models_admin import events, notes, tasks
 from models_admin.consumers import ModelsConsumer
@@ -354,6 +355,29 @@ def test_the_admin_sites_actions_are_the_same(staff: Client, served: ServedModel
     assert verbs == ["model.start", "model.stop", "model.change", "model.add"]
     staff.post(f"{where}{served.pk}/delete/", {"post": "yes"})
     assert not ServedModel.objects.filter(pk=served.pk).exists()
+
+
+def test_who_may_use_a_model_is_said_to_everybody_by_the_admin_site_too(
+    staff: Client,
+    served: ServedModel,
+    monkeypatch: pytest.MonkeyPatch,
+    django_capture_on_commit_callbacks: Any,
+) -> None:
+    renewed: list[str] = []
+    monkeypatch.setattr(version, "_renew", renewed.append)
+    team, where = Team.objects.create(name="Research"), "/admin/models_admin/servedmodel/"
+    values = typed(staff.get(f"{where}{served.pk}/change/").context["adminform"].form)
+    for path, more in (
+        (f"{served.pk}/change/", {"teams": [team.pk]}),
+        ("add/", {"teams": [team.pk], "slug": "added", "file": served.file.pk}),
+    ):
+        renewed.clear()
+        with django_capture_on_commit_callbacks(execute=True):
+            staff.post(f"{where}{path}", values | more)
+        assert version.RIGHTS in renewed
+    assert {model.slug for model in team.models.all()} == {"fake-model", "added"}
+    changed = AuditEntry.objects.get(verb="model.change")
+    assert changed.detail == {"fields": ["teams"]}
 
 
 # The socket ---------------------------------------------------------------------------------------------------------
