@@ -9,7 +9,8 @@ LlamaProjError
 └── Unavailable
     ├── HubUnreachable           the hub doesn't answer, or not now
     ├── NotServed                the model has no replica that could answer
-    └── EngineMissing            this machine has no llama-server
+    ├── EngineMissing            this machine has no llama-server
+    └── NoPort                   a replica can't listen where it is to
 """
 
 from llamaproj.errors import Conflict, NotFound, Unavailable
@@ -61,3 +62,9 @@ class EngineMissing(Unavailable):
     """This machine has no llama-server: set LLAMA_SERVER_BIN or install the extra `embedded`."""
 
     code = "engine_missing"
+
+
+class NoPort(Unavailable):
+    """There is no port at which a replica could listen."""
+
+    code = "no_port"

@@ -1,6 +1,6 @@
 """How a replica is started: a validated specification, its argv, a port, a process in its own session."""
 
-import contextlib
+import errno
 import random
 import re
 import secrets
@@ -15,6 +15,7 @@ from llamaproj.errors import InvalidInput
 from models_admin.engine import instance_log, named_files, process
 from models_admin.engine.engine import Engine
 from models_admin.engine.launch_config import LaunchConfig
+from models_admin.errors import NoPort
 from models_admin.models import LaunchParameters
 
 _PORT_TRIES = 50
@@ -155,15 +156,23 @@ def new_api_key() -> str:
 
 def free_port(host: str, taken: frozenset[int], ports: range) -> int:
     """One of `ports` that nobody listens on and no row has. Another program may still be quicker: then the start
-    fails and the next one gets another port."""
+    fails and the next one gets another port. Raises `NoPort`."""
+    problem = None
     for port in random.sample(ports, min(_PORT_TRIES, len(ports))):  # no secret
         if port in taken:
             continue
-        with contextlib.suppress(OSError), socket.socket(_family(host)) as probe:
-            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            probe.bind((host, port))
-            return port
-    raise OSError(f"no free port on {host}")
+        try:
+            with socket.socket(_family(host)) as probe:
+                probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+                probe.bind((host, port))
+                return port
+        except OSError as error:
+            problem = error
+    if isinstance(problem, socket.gaierror) or (problem and problem.errno == errno.EADDRNOTAVAIL):
+        raise NoPort(
+            f"This machine has no address {host}. Leave the address to listen at empty, or name one it has."
+        )
+    raise NoPort(f"No port from {ports.start} to {ports.stop - 1} is free at {host}. Allow more of them.")
 
 
 def spawn(spec: LaunchSpec, engine: Engine, *, instance_id: str, api_key: str) -> subprocess.Popen[bytes]:
@@ -188,7 +197,16 @@ def spawn(spec: LaunchSpec, engine: Engine, *, instance_id: str, api_key: str) -
 
 def slots_of(instance_id: str) -> Path:
     """Where an instance's slots may be saved."""
-    return env.DATA_DIR / "slots" / instance_id
+    return _slots() / instance_id
+
+
+def with_slots() -> set[str]:
+    """The ids of the instances that have such a folder here."""
+    return {path.name for path in _slots().glob("*")}
+
+
+def _slots() -> Path:
+    return env.DATA_DIR / "slots"
 
 
 def _family(host: str) -> socket.AddressFamily:

@@ -9,6 +9,7 @@ from llamaproj.errors import LlamaProjError
 from models_admin import events, secret_box
 from models_admin.engine import engine, launch, process
 from models_admin.engine.launch_config import LaunchConfig
+from models_admin.errors import NoPort
 from models_admin.instances.turn import Turn
 from models_admin.models import Instance, ModelFile
 from models_admin.states import InstanceState as S
@@ -38,6 +39,10 @@ def start(turn: Turn, instance: Instance) -> None:
         found_engine = engine.find(config.binary)
         spec = _spec(turn, instance, file, config)
         spec.argv(found_engine)
+    except NoPort as error:
+        # Others may let go of one.
+        turn.explain(instance, error.message)
+        return
     except LlamaProjError as error:
         # What it would have been launched with: other settings are another try.
         instance.move_to(S.FAILED, error.message, launched=config.snapshot() | {"content": file.content_id})

@@ -12,7 +12,7 @@ from models_admin.engine import embedded_engine, engine, launch, launch_config, 
 from models_admin.engine.engine import Engine
 from models_admin.engine.launch import LaunchSpec
 from models_admin.engine.launch_config import LaunchConfig
-from models_admin.errors import EngineMissing
+from models_admin.errors import EngineMissing, NoPort
 from tests.fake_engine import as_binary
 
 NEW = Engine(
@@ -120,11 +120,17 @@ def test_a_port_that_is_in_use_or_promised_is_not_given(monkeypatch: pytest.Monk
         listening.listen()
         used = listening.getsockname()[1]
         only = range(used, used + 1)
-        with pytest.raises(OSError, match="no free port"):
+        with pytest.raises(NoPort, match=f"No port from {used} to {used} is free at 127.0.0.1"):
             launch.free_port("127.0.0.1", frozenset(), only)
     assert launch.free_port("127.0.0.1", frozenset(), only) == used
-    with pytest.raises(OSError, match="no free port"):
+    with pytest.raises(NoPort, match="Allow more of them"):
         launch.free_port("127.0.0.1", frozenset({used}), only)
+
+
+@pytest.mark.parametrize("host", ["192.0.2.7", "2001:db8::7", "no-such-host.invalid"])
+def test_an_address_that_the_machine_does_not_have_is_named(host: str) -> None:
+    with pytest.raises(NoPort, match=f"has no address {host}"):
+        launch.free_port(host, frozenset(), range(20_000, 20_002))
 
 
 @pytest.fixture
