@@ -4,6 +4,7 @@
 any moment, twice, or after a crash of anything: whatever it finds half done, it finishes.
 """
 
+import shutil
 from datetime import timedelta
 from signal import SIGKILL, SIGTERM
 
@@ -13,7 +14,7 @@ from django.utils import timezone
 
 from llamaproj.errors import LlamaProjError
 from models_admin import scheduler
-from models_admin.engine import instance_log, process
+from models_admin.engine import instance_log, launch, process
 from models_admin.instances.patience import Patience
 from models_admin.instances.steps import step
 from models_admin.instances.turn import Turn, process_of, stopped
@@ -79,15 +80,18 @@ def stop_all(node_name: str, *, wait_s: float = 2.0) -> int:
 
 
 def tidy() -> None:
-    """Away with what belongs to instances without a row (processes, and logs of models that were removed), and with the
-    oldest part of long timelines."""
+    """Away with what belongs to instances without a row (processes, logs, saved slots), with the slots of those that
+    ended where nobody saw it, and with the oldest part of long timelines."""
     # Looked at before the rows are: what is begun meanwhile has a row.
     marked = [(found, process.mark_in(found)) for found in process.with_mark(process.mark_of_all())]
-    logs = instance_log.known()
+    logs, slots = instance_log.known(), launch.with_slots()
     states = {str(pk): state for pk, state in Instance.objects.values_list("pk", "state")}
     InstanceChange.objects.filter(at__lt=timezone.now() - _TIMELINE_KEPT).delete()
     for instance_id in logs - states.keys():
         instance_log.remove(instance_id)
+    for instance_id in slots:
+        if states.get(instance_id, S.STOPPED) == S.STOPPED:
+            shutil.rmtree(launch.slots_of(instance_id), ignore_errors=True)
     for found, instance_id in marked:
         if instance_id and states.get(instance_id, S.STOPPED) == S.STOPPED:
             log.warning("ending a llama-server that nobody knows", pid=found.pid, instance=instance_id)

@@ -79,7 +79,10 @@ class World:
         self.by_pk = {served.pk: served for served in self.served}
         self.replicas: dict[int, list[Replica]] = defaultdict(list)
         for instance in (
-            Instance.objects.current().filter(served__external=None).select_related("node", "file")
+            Instance.objects.current()
+            .filter(served__external=None)
+            .select_related("node", "file")
+            .defer("file__metadata", "file__chat_template")
         ):
             # One object for each model, so that what the pass changes is seen everywhere.
             instance.served = self.by_pk[instance.served_id]
@@ -126,9 +129,10 @@ class World:
     def _files(self) -> dict[int, dict[int, ModelFile]]:
         """For each model the file with its content on each node that has one."""
         by_content: dict[str, list[ModelFile]] = defaultdict(list)
-        for file in ModelFile.objects.servable():
-            if file.content_id:
-                by_content[file.content_id].append(file)
+        wanted = {served.file.content_id for served in self.served if served.file} - {""}
+        # A folder may hold a thousand others, and a header is long; this runs every second or two.
+        for file in ModelFile.objects.servable().filter(content_id__in=wanted).only("node", "content_id"):
+            by_content[file.content_id].append(file)
         found: dict[int, dict[int, ModelFile]] = {}
         for served in self.served:
             own = served.file

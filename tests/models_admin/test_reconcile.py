@@ -13,7 +13,7 @@ from django.utils import timezone
 
 from llamaproj import env
 from models_admin import lifecycle
-from models_admin.engine import instance_log, process
+from models_admin.engine import instance_log, launch, process
 from models_admin.engine.probe import Probe
 from models_admin.instances.patience import Patience
 from models_admin.models import Instance, Node, ServedModel
@@ -296,6 +296,35 @@ def test_a_process_without_a_row_is_ended_when_the_worker_starts(ready: ServedMo
     lifecycle.tidy()
     found.wait(5)
     assert not instance_log.path_of(str(instance.pk)).exists()
+
+
+def test_slots_of_what_ended_unseen_do_not_stay_on_the_disk(node: Node, served: ServedModel) -> None:
+    failed = Instance.objects.create(served=served, node=node, state=S.FAILED)
+    gone = Instance.objects.create(served=served, node=node, state=S.BACKING_OFF)
+    kept, left = (launch.slots_of(str(one.pk)) for one in (failed, gone))
+    for folder in (kept, left):
+        folder.mkdir(parents=True)
+        (folder / "conversation").write_bytes(b"saved")
+    gone.move_to(S.STOPPED, "Not wanted any more.")
+    lifecycle.tidy()
+    assert kept.exists()
+    assert not left.exists()
+    failed.delete()
+    lifecycle.tidy()
+    assert not kept.exists()
+
+
+def test_a_replica_that_can_listen_nowhere_says_why(
+    served: ServedModel, fake: Callable[..., None], passes: Passes
+) -> None:
+    ServedModel.objects.update(host="192.0.2.7")
+    want(served, 1)
+    for _ in range(2):
+        passes.once()
+    assert state_of(served) == S.PENDING
+    assert "This machine has no address 192.0.2.7" in only(served).reason
+    ServedModel.objects.update(host="")
+    passes.until(lambda: state_of(served) == S.READY)
 
 
 def test_an_orderly_end_stops_the_processes_and_keeps_the_wish(

@@ -5,11 +5,14 @@ from uuid import uuid4
 
 import pytest
 from django.core.cache import cache
+from django.db import connection
+from django.test.utils import CaptureQueriesContext
 from django.utils import timezone
 
 from models_admin import demand, scheduler
 from models_admin.engine import launch_config
 from models_admin.models import Instance, ModelFile, Node, PortalConfig, ServedModel
+from models_admin.scheduling.world import World
 from models_admin.states import InstanceState as S
 from models_admin.states import Shortage
 from tests.models_admin.conftest import Passes, only, state_of, want
@@ -513,3 +516,16 @@ def test_loading_tells_how_far_it_is(
     assert seen == sorted(seen)
     assert seen[-1] <= 99
     assert only(served).progress is None
+
+
+def test_a_pass_reads_no_headers_of_files_nobody_serves(node: Node) -> None:
+    made(node, "served")
+    other = made(node, "other")
+    other.delete()
+    with CaptureQueriesContext(connection) as queries:
+        world = World(node.name)
+    rows = [one["sql"] for one in queries if 'FROM "models_admin_modelfile"' in one["sql"]]
+    assert len(rows) == 1
+    assert "chat_template" not in rows[0]
+    assert '"metadata"' not in rows[0]
+    assert [list(files) for files in world.files.values()] == [[node.pk]]
