@@ -1,5 +1,6 @@
 """How much may be used: by a key, a person, a team, a model, or by each person nobody has said more of."""
 
+from collections.abc import Sequence
 from typing import ClassVar
 
 from django.core.validators import MinValueValidator
@@ -62,3 +63,7 @@ class Limit(models.Model):
     def __str__(self) -> str:
         subject = self.user or self.team or self.api_key or self.served
         return f"of {subject}" if subject else "of everybody else"
+
+    def get_constraints(self) -> list[tuple[type[models.Model], Sequence[models.BaseConstraint]]]:
+        """None for forms: those the database checks, and what forms say of it is in words a person understands."""
+        return []

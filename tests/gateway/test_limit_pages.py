@@ -176,6 +176,23 @@ def test_the_admin_site_goes_the_same_way(staff, ada, renewed):
     assert len(renewed) == 3
 
 
+@pytest.mark.parametrize("fields", [{}, {"user": "ada", "team": "Team"}])
+def test_the_admin_site_says_in_words_that_a_limit_has_one_subject(staff, ada, fields, caplog):
+    Limit.objects.create(requests_per_minute=9)
+    known = {"ada": ada.pk, "Team": Team.objects.create(name="Team").pk}
+    said = EMPTY | dict.fromkeys(("user", "team", "api_key", "served"), "") | {"requests_per_minute": "7"}
+    answer = staff.post(
+        "/admin/gateway/limit/add/", said | {name: known[who] for name, who in fields.items()}
+    )
+
+    errors = answer.context["adminform"].form.errors
+    assert list(errors) == ["team" if fields else "__all__"]
+    words = "for one person, team, key or model" if fields else "a limit for everybody"
+    assert words in str(errors)
+    assert Limit.objects.get().requests_per_minute == 9
+    assert "database error" not in caplog.text
+
+
 # One's own use -----------------------------------------------------------------------------------------------------
 
 
