@@ -6,20 +6,13 @@ from django.utils import timezone
 
 from accounts import audit, version
 from accounts.models import ApiKey, Team, User
+from gateway.admission.subjects import METRICS
 from gateway.limits.subjects import Subject, subject_of
 from gateway.models import Limit
 from llamaproj.errors import Conflict, InvalidInput
 from models_admin.models import ServedModel
 
-NUMBERS = (
-    "requests_per_minute",
-    "prompt_tokens_per_minute",
-    "completion_tokens_per_minute",
-    "prompt_tokens_per_day",
-    "completion_tokens_per_day",
-    "concurrent_requests",
-    "context_tokens",
-)
+NUMBERS = (*METRICS, "context_tokens")
 
 
 @transaction.atomic

@@ -91,6 +91,9 @@ class UsageRecord(models.Model):
         return f"{self.model_slug} {self.at:%Y-%m-%d %H:%M:%S}"
 
 
+# What is summed up of records, by the names of the columns that hold the sums.
+SUMS = ("requests", "errors", "prompt_tokens", "completion_tokens", "cached_tokens", "queue_ms", "total_ms")
+
 SumsT = TypeVar("SumsT", bound="_Sums")
 
 
@@ -131,6 +134,17 @@ class _Sums(models.Model):
         abstract = True
 
 
+def _looked_up_by(begins: str) -> list[models.Index]:
+    """How sums are found, by the column that says when they begin."""
+    return [models.Index(fields=[whose, begins]) for whose in ("user", "team")]
+
+
+def _one_each(begins: str, name: str) -> list[models.BaseConstraint]:
+    """One row for what goes together."""
+    fields = [begins, "user", "team", "api_key", "model_slug", "door"]
+    return [models.UniqueConstraint(fields=fields, nulls_distinct=False, name=name)]
+
+
 class UsageHour(_Sums):
     """The sums of one hour."""
 
@@ -140,17 +154,8 @@ class UsageHour(_Sums):
 
     class Meta:
         ordering: ClassVar = ["-hour"]
-        indexes: ClassVar = [
-            models.Index(fields=["user", "hour"]),
-            models.Index(fields=["team", "hour"]),
-        ]
-        constraints: ClassVar = [
-            models.UniqueConstraint(
-                fields=["hour", "user", "team", "api_key", "model_slug", "door"],
-                nulls_distinct=False,
-                name="one_sum_an_hour",
-            )
-        ]
+        indexes: ClassVar = _looked_up_by("hour")
+        constraints: ClassVar = _one_each("hour", "one_sum_an_hour")
 
     def __str__(self) -> str:
         return f"{self.model_slug} {self.hour:%Y-%m-%d %H}h"
@@ -165,17 +170,8 @@ class UsageDay(_Sums):
 
     class Meta:
         ordering: ClassVar = ["-day"]
-        indexes: ClassVar = [
-            models.Index(fields=["user", "day"]),
-            models.Index(fields=["team", "day"]),
-        ]
-        constraints: ClassVar = [
-            models.UniqueConstraint(
-                fields=["day", "user", "team", "api_key", "model_slug", "door"],
-                nulls_distinct=False,
-                name="one_sum_a_day",
-            )
-        ]
+        indexes: ClassVar = _looked_up_by("day")
+        constraints: ClassVar = _one_each("day", "one_sum_a_day")
 
     def __str__(self) -> str:
         return f"{self.model_slug} {self.day:%Y-%m-%d}"

@@ -21,7 +21,7 @@ from rest_framework.viewsets import GenericViewSet, ReadOnlyModelViewSet
 from accounts.access import person
 from accounts.models import ApiKey, Team, User
 from accounts.people.api import AdministratorsOnly
-from gateway.models import Price, UsageConfig, UsageHour, UsageRecord
+from gateway.models import SUMS, Price, UsageConfig, UsageHour, UsageRecord
 from gateway.usage import actions, prices
 from gateway.usage.filters import RecordFilter, SumFilter
 from gateway.usage.periods import Step
@@ -41,15 +41,8 @@ from models_admin.models import ServedModel
 
 _STEPS = ("hour", "day", "month")
 _COLUMNS = {"model": "model_slug", "key": "api_key_id", "user": "user_id", "team": "team_id", "door": "door"}
-_SUMS = (
-    "requests",
-    "errors",
-    "prompt_tokens",
-    "completion_tokens",
-    "cached_tokens",
-    "queue_ms",
-    "total_ms",
-)
+# The others are told as means.
+_COUNTED = [name for name in SUMS if not name.endswith("_ms")]
 _UNSAID_DAYS = 30
 _COST = DecimalField(max_digits=30, decimal_places=6)
 _EXAMPLE = {
@@ -206,7 +199,7 @@ def _summed(sums: QuerySet[Any], groups: Sequence[str], known: Prices) -> Any:
     if step:
         sums = sums.annotate(start=Trunc("begins", step, tzinfo=UTC))
         names = ["start", *names]
-    amounts = {f"sum_{name}": Sum(name) for name in _SUMS}
+    amounts = {f"sum_{name}": Sum(name) for name in SUMS}
     if not names:
         everything = sums.order_by().aggregate(**amounts, cost=_cost(known))
         return [everything] if everything["sum_requests"] else []
@@ -249,7 +242,7 @@ def _told(rows: list[dict[str, Any]], known: Prices) -> list[dict[str, Any]]:
             "mean_ms": row["sum_total_ms"] / row["sum_requests"] if row["sum_requests"] else 0.0,
             "cost": row["cost"],
             "currency": known.currency,
-            **{name: row[f"sum_{name}"] for name in _SUMS[:5]},
+            **{name: row[f"sum_{name}"] for name in _COUNTED},
         }
         for row in rows
     ]

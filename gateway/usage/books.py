@@ -14,7 +14,7 @@ from django.db import IntegrityError, connection, transaction
 
 from accounts import keys
 from accounts.models import ApiKey, Team, User
-from gateway.models import BUCKETS_MS, UsageDay, UsageHour, UsageRecord, UsageTotal
+from gateway.models import BUCKETS_MS, SUMS, UsageDay, UsageHour, UsageRecord, UsageTotal
 from models_admin.models import Instance, ServedModel
 
 # What vanishes between looking and committing is looked for again.
@@ -77,15 +77,11 @@ _VALUES = ", ".join(
     for column in _COLUMNS
 )
 _WITHIN = ", ".join(f"count(*) FILTER (WHERE total_ms <= {bound})" for bound in BUCKETS_MS)
-_SUMS = (
-    "requests",
-    "errors",
-    "prompt_tokens",
-    "completion_tokens",
-    "cached_tokens",
-    "queue_ms",
-    "total_ms",
-)
+# What records don't have as a column is counted.
+_COUNTED = {
+    "requests": "count(*)",
+    "errors": f"count(*) FILTER (WHERE finish = '{UsageRecord.Finish.ERROR}')",
+}
 _TOTAL_KEY = "model_slug, door, finish"
 _TOTAL_SUMS = ("requests", "prompt_tokens", "completion_tokens", "total_ms")
 
@@ -97,13 +93,12 @@ def _added(names: Sequence[str]) -> str:
 def _summed(sums: type[UsageHour] | type[UsageDay], step: str) -> str:
     """The statement that adds what is fresh to the sums of its hours or days."""
     key = f"{step}, user_id, team_id, api_key_id, model_slug, door"
+    amounts = ", ".join(_COUNTED.get(name, f"sum({name})") for name in SUMS)
     return f"""
-    INSERT INTO {sums._meta.db_table} AS known ({key}, {", ".join(_SUMS)})
-    SELECT date_trunc('{step}', at, 'UTC'), user_id, team_id, api_key_id, model_slug, door,
-           count(*), count(*) FILTER (WHERE finish = 'error'),
-           sum(prompt_tokens), sum(completion_tokens), sum(cached_tokens), sum(queue_ms), sum(total_ms)
+    INSERT INTO {sums._meta.db_table} AS known ({key}, {", ".join(SUMS)})
+    SELECT date_trunc('{step}', at, 'UTC'), user_id, team_id, api_key_id, model_slug, door, {amounts}
     FROM fresh GROUP BY 1, 2, 3, 4, 5, 6 ORDER BY 1, 2, 3, 4, 5, 6
-    ON CONFLICT ({key}) DO UPDATE SET {_added(_SUMS)}
+    ON CONFLICT ({key}) DO UPDATE SET {_added(SUMS)}
     """  # noqa: S608  (constants)
 
 

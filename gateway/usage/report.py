@@ -12,21 +12,12 @@ from typing import Any, Generic, TypeVar
 from django.db import connection
 
 from accounts.models import ApiKey, User
+from gateway.models import SUMS
 from gateway.usage.periods import Period
 from gateway.usage.prices import Prices
 from gateway.usage.scope import Scope
 
 Who = TypeVar("Who")
-
-_SUMS = (
-    "requests",
-    "errors",
-    "prompt_tokens",
-    "completion_tokens",
-    "cached_tokens",
-    "queue_ms",
-    "total_ms",
-)
 
 
 @dataclass(slots=True)
@@ -44,7 +35,7 @@ class Sums:
 
     def add(self, other: "Sums") -> None:
         """Take another's in."""
-        for name in _SUMS:
+        for name in SUMS:
             setattr(self, name, getattr(self, name) + getattr(other, name))
         if other.cost is not None:
             self.cost = (self.cost or Decimal()) + other.cost
@@ -132,13 +123,13 @@ def _lines(found: dict[Any, Sums], who: Callable[[Any], Who | None]) -> list[Lin
 
 def _grouped(scope: Scope, period: Period) -> Iterable[tuple[str, datetime, str, Any, Any, Sums]]:
     """Sums by step and model, by key and model, by person and model: all from one pass."""
-    inner = scope.sums(period).order_by().values("begins", "model_slug", "api_key_id", "user_id", *_SUMS)
+    inner = scope.sums(period).order_by().values("begins", "model_slug", "api_key_id", "user_id", *SUMS)
     sql, parameters = inner.query.sql_with_params()
     with connection.cursor() as cursor:
         cursor.execute(_SQL.format(rows=sql), [period.step.value, *parameters])
         for by_step, by_key, step, model, key, person, *sums in cursor:
             kind = "step" if by_step else "key" if by_key else "person"
-            yield kind, step, model, key, person, Sums(*(_number(each) for each in sums))
+            yield kind, step, model, key, person, Sums(**dict(zip(SUMS, map(_number, sums), strict=True)))
 
 
 def _number(value: Any) -> Any:
@@ -148,7 +139,7 @@ def _number(value: Any) -> Any:
 
 _SQL = f"""
 SELECT GROUPING(step) = 0, GROUPING(api_key_id) = 0, step, model_slug, api_key_id, user_id,
-       {", ".join(f"sum({name})" for name in _SUMS)}
+       {", ".join(f"sum({name})" for name in SUMS)}
 FROM (SELECT date_trunc(%s, begins, 'UTC') AS step, * FROM ({{rows}}) AS visible) AS stepped
 GROUP BY GROUPING SETS ((step, model_slug), (api_key_id, model_slug), (user_id, model_slug))
 """  # noqa: S608  (constants; the rows are Django's own query)
