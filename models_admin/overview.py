@@ -115,6 +115,11 @@ class Overview:
         return sum(rates) if rates else None
 
     @property
+    def ready(self) -> int:
+        """How many replicas answer."""
+        return sum(one.instance.state == S.READY for one in self.replicas)
+
+    @property
     def node_bytes(self) -> int:
         """The memory of the machine that has the file; 0 for what runs elsewhere."""
         return self.served.file.node.memory_bytes if self.served.file else 0

@@ -53,6 +53,12 @@ def failed(replica: Instance) -> Instance:
     return replica
 
 
+def test_a_replica_that_failed_does_not_count_as_one_that_answers(failed: Instance, admin_client: Client):
+    card = admin_client.get("/models/").content.decode()
+
+    assert '0<span class="unit">of 1 ready</span>' in card
+
+
 def test_the_page_says_what_went_wrong_and_offers_a_way_out(staff: Client, failed: Instance) -> None:
     page = staff.get("/models/fake-model/").content.decode()
     assert 'data-cause="port_in_use"' in page
