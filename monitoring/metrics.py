@@ -7,7 +7,8 @@ begin with `llamaproj_`; llama.cpp's keep their names and gain the labels model,
 from collections import defaultdict
 from collections.abc import Iterator
 
-from django.db.models import Count, Q
+from django.db.models import Count, Q, Value
+from django.db.models.functions import Coalesce
 from django.utils import timezone
 from prometheus_client import CollectorRegistry, generate_latest
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, Metric
@@ -87,8 +88,10 @@ def _instances() -> Iterator[Metric]:
     instances = GaugeMetricFamily(
         "llamaproj_instances", "llama-servers by their state.", labels=("model", "node", "state")
     )
-    rows = Instance.objects.current().values_list("served__slug", "node__name", "state")
-    for *labels, count in rows.annotate(count=Count("pk")).order_by("served__slug", "node__name", "state"):
+    # Without a node: what runs on a server elsewhere, and what has found no place yet.
+    node = Coalesce("node__name", Value(""))
+    rows = Instance.objects.current().values_list("served__slug", node, "state")
+    for *labels, count in rows.annotate(count=Count("pk")).order_by("served__slug", node, "state"):
         instances.add_metric(labels, count)
     yield instances
 

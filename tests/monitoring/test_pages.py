@@ -9,6 +9,7 @@ from chat.models import Conversation, Generation, Message
 from gateway.models import UsageRecord
 from gateway.usage import books
 from llamaproj import env
+from models_admin.models import ExternalServer, Instance, ServedModel
 from monitoring import sampling
 from monitoring.engine_metrics import EngineReading
 from tests.serving import serve
@@ -187,6 +188,18 @@ def test_metrics_say_what_is_known(client, node, instance, sampled, member):
     labels = sorted(["open", str(instance.pk), "test-node"])
     assert found["llamacpp:tokens_predicted_total", *labels] == 7
     assert "\nllamacpp:n_tokens_max{" in response.text
+
+
+def test_metrics_are_there_with_replicas_that_have_no_machine(client, instance):
+    Instance.objects.create(served=instance.served, state="pending")
+    server = ExternalServer.objects.create(name="box", base_url="http://127.0.0.1:9/v1")
+    there = ServedModel.objects.create(slug="there", name="There", external=server, external_name="there")
+    Instance.objects.create(served=there, state="ready")
+
+    response = client.get("/metrics")
+    assert response.status_code == 200
+    assert 'llamaproj_instances{model="open",node="",state="pending"} 1' in response.text
+    assert 'llamaproj_instances{model="there",node="",state="ready"} 1' in response.text
 
 
 def test_metrics_of_a_silent_node_are_not_shown(client, sampled):
