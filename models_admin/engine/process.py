@@ -14,6 +14,7 @@ import psutil
 from llamaproj import env
 
 _ENDING_S = 1.0
+_LOOK_EVERY_S = 0.005
 # Processes this worker spawned itself: their ends must be collected. Adopted ones are init's children.
 _children: dict[int, subprocess.Popen[bytes]] = {}
 # How often the kernel had ended a process for want of memory when each of them was spawned.
@@ -66,7 +67,7 @@ def find(pid: int | None, mark: dict[str, str]) -> psutil.Process | None:
     """
     if pid is None:
         return None
-    _collect(pid)
+    _settle(pid)
     try:
         found = psutil.Process(pid)
         return found if found.status() != psutil.STATUS_ZOMBIE and _has(found, mark) else None
@@ -147,10 +148,22 @@ def _has(process: psutil.Process, mark: dict[str, str]) -> bool:
         return False
 
 
-def _collect(pid: int) -> None:
+def _settle(pid: int) -> None:
+    """Collect a child that has ended. One that is just becoming its program, or just ending, has no environment for a
+    moment, so it can't be told what it is."""
     child = _children.get(pid)
-    if child is not None:
-        child.poll()
+    if child is None:
+        return
+    deadline = time.monotonic() + _ENDING_S
+    while child.poll() is None and not _has_environment(pid) and time.monotonic() < deadline:
+        time.sleep(_LOOK_EVERY_S)
+
+
+def _has_environment(pid: int) -> bool:
+    try:
+        return bool(psutil.Process(pid).environ())
+    except (psutil.Error, OSError):
+        return False
 
 
 def _memory_kills() -> int | None:
