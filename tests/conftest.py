@@ -13,13 +13,17 @@ from pathlib import Path
 
 import httpx
 import pytest
+from asgiref.testing import ApplicationCommunicator
+from channels.testing import WebsocketCommunicator
 from django.conf import settings
 from playwright.sync_api import Browser, Page, sync_playwright
 
 from llamaproj import env
 from tests.portal import DEMO_MODEL, Portal, free_port, new_portal
 
-_ENGINE_READY_S = 60
+_ENGINE_READY_S = 120
+# How long a socket of a test waits for what it expects: by itself a second, which a slow machine needs now and then.
+_SOCKET_S = 20
 # Without these Chromium talks to hosts of its maker.
 _CHROMIUM_FLAGS = [
     "--no-sandbox",
@@ -35,6 +39,13 @@ _CHROMIUM_FLAGS = [
 def pytest_configure() -> None:
     # Signing in is not what takes the time here.
     settings.PASSWORD_HASHERS = ["django.contrib.auth.hashers.MD5PasswordHasher"]
+    for kind, names in (
+        (ApplicationCommunicator, ("wait", "receive_output")),
+        (WebsocketCommunicator, ("connect", "receive_from", "receive_json_from", "disconnect")),
+    ):
+        for name in names:
+            method = getattr(kind, name)
+            method.__defaults__ = (*method.__defaults__[:-1], _SOCKET_S)
 
 
 @pytest.fixture(scope="session")
@@ -142,7 +153,7 @@ def engine(demo_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterat
         yield Engine(base_url, key, process)
     finally:
         process.terminate()
-        process.wait(10)
+        process.wait(30)
 
 
 def _is_healthy(base_url: str) -> bool:

@@ -26,7 +26,7 @@ from tests.portal import Portal
 PORTAL, NODE = "10.77.1.2", "10.77.2.2"
 _NETWORK = "10.77.0.0/16"
 _CLONE_NEWNET = 0x40000000
-_STOP_S = 10
+_STOP_S = 20
 
 
 @dataclass(frozen=True)

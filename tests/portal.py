@@ -24,6 +24,7 @@ from llamaproj.up.leftovers import Record, is_alive
 USERNAME = "admin"
 DEMO_MODEL = "smollm2-135m-instruct"
 PASSWORD = "a-password-of-the-tests"
+_GONE_S = 10
 
 
 def free_port() -> int:
@@ -52,7 +53,7 @@ def new_portal(**variables: str) -> Iterator["Portal"]:
         yield portal
     finally:
         portal.close()
-        shutil.rmtree(folder)
+        shutil.rmtree(folder, ignore_errors=True)
 
 
 class Portal:
@@ -90,7 +91,7 @@ class Portal:
             )
         return self
 
-    def refuse(self, timeout: float = 30) -> tuple[int, str]:
+    def refuse(self, timeout: float = 90) -> tuple[int, str]:
         """Start where that must fail. Returns the exit status and what was printed."""
         self.start()
         assert self.process is not None
@@ -98,7 +99,7 @@ class Portal:
         self.process = None
         return status, self.output()
 
-    def wait_ready(self, timeout: float = 90, *, models: int = 0) -> dict[str, Any]:
+    def wait_ready(self, timeout: float = 150, *, models: int = 0) -> dict[str, Any]:
         """Wait until /readyz says yes and counts that many ready models. Returns what it says."""
         deadline = time.monotonic() + timeout
         report: dict[str, Any] = {}
@@ -128,7 +129,7 @@ class Portal:
             "\n".join(self.log.read_text(errors="replace").splitlines()[-lines:]) if self.log.exists() else ""
         )
 
-    def wait_output(self, text: str, timeout: float = 60) -> None:
+    def wait_output(self, text: str, timeout: float = 120) -> None:
         """Wait until `up` has printed `text`."""
         deadline = time.monotonic() + timeout
         while text not in self.output(10_000):
@@ -140,7 +141,7 @@ class Portal:
         """The processes under the supervisor, by name: web, generator, node, worker, beat, postgres, valkey."""
         return Record(self.data_dir / "run" / "processes.json").pids()
 
-    def wait_pids(self, names: set[str], timeout: float = 60) -> dict[str, int]:
+    def wait_pids(self, names: set[str], timeout: float = 120) -> dict[str, int]:
         """Wait until exactly these processes run; some start only when the first answer. Returns their pids."""
         deadline = time.monotonic() + timeout
         while (pids := self.pids).keys() != names:
@@ -155,7 +156,7 @@ class Portal:
         )
         return [row[0] for row in rows if runs(row[0])]
 
-    def wait_llama_servers(self, count: int, timeout: float = 60) -> list[int]:
+    def wait_llama_servers(self, count: int, timeout: float = 120) -> list[int]:
         """Wait until that many run, whatever the rows of a killed predecessor say. Returns their pids."""
         deadline = time.monotonic() + timeout
         while len(pids := self.llama_servers()) != count:
@@ -187,7 +188,7 @@ class Portal:
             cursor = connection.execute(sql.encode(), parameters or None)
             return cursor.fetchall() if cursor.description else []
 
-    def manage(self, *arguments: str, timeout: float = 60) -> str:
+    def manage(self, *arguments: str, timeout: float = 120) -> str:
         """Run a management command of this portal. Returns what it printed."""
         result = subprocess.run(
             [sys.executable, "-m", "llamaproj.cli", *arguments],
@@ -203,7 +204,7 @@ class Portal:
         )
         return result.stdout
 
-    def stop(self, signum: signal.Signals = signal.SIGINT, timeout: float = 20) -> int:
+    def stop(self, signum: signal.Signals = signal.SIGINT, timeout: float = 60) -> int:
         """Stop as a person does. Returns the exit status."""
         if self.process is None:
             return 0
@@ -220,10 +221,21 @@ class Portal:
         self.process.wait()
         self.process = None
 
+    def kill_everything(self) -> None:
+        """`kill -9` whatever runs with this data folder, and wait until it is gone."""
+        found = self.processes()
+        for process in found:
+            # Who loses its parent may have ended by itself meanwhile.
+            with contextlib.suppress(psutil.NoSuchProcess):
+                process.kill()
+        if self.process is not None:
+            self.process.wait()
+            self.process = None
+        psutil.wait_procs(found, timeout=_GONE_S)
+
     def close(self) -> None:
         """Stop, however things stand, and leave nothing running."""
         try:
             self.stop()
         finally:
-            for process in self.processes():
-                process.kill()
+            self.kill_everything()

@@ -61,8 +61,8 @@ from llamaproj.up.valkey import Valkey
 
 # What migrations have made and no test changes.
 _KEPT_TABLES = frozenset({"django_migrations", "django_content_type", "auth_permission"})
-_READY_S = 30
-_STOP_S = 10
+_READY_S = 60
+_STOP_S = 20
 
 preflight.make_folders()
 postgres = Postgres(

@@ -154,7 +154,7 @@ def test_sockets_do_not_open_for_them_either(monkeypatch):
         socket = WebsocketCommunicator(SocketGate(application), "/ws/models/")
         socket.scope["user"] = user
         opened, _ = await socket.connect()
-        await socket.wait(1)
+        await socket.wait()
         return opened
 
     staff = User.objects.create_user("staff", is_staff=True)

@@ -51,7 +51,7 @@ async def opened(client: Client, path: str) -> WebsocketCommunicator:
 
 async def closed(socket: WebsocketCommunicator) -> Any:
     """With which code the socket is closed; what comes before is passed over."""
-    while (said := await socket.receive_output(timeout=5))["type"] != "websocket.close":
+    while (said := await socket.receive_output())["type"] != "websocket.close":
         pass
     return said["code"]
 
@@ -64,7 +64,8 @@ async def test_who_signs_the_others_out_closes_their_sockets(ada: User, paths: l
     await in_db(here.post)("/settings/sessions/others/")
     began = time.monotonic()
     assert [await closed(one) for one in others] == [SIGNED_OUT] * 3
-    assert time.monotonic() - began < 2
+    # One look a second; the rest is for a busy machine.
+    assert time.monotonic() - began < 6
     await asyncio.sleep(session_watch._EVERY_S)
     for one in mine:
         while not one.output_queue.empty():

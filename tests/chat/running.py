@@ -36,7 +36,7 @@ async def answer_of(conversation: Conversation) -> Message:
 
 
 async def ended(conversation: Conversation) -> Message:
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(60):
         while not (answer := await answer_of(conversation)).is_final:
             await asyncio.sleep(0.02)
     return answer

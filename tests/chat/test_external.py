@@ -62,7 +62,7 @@ async def test_an_answer_is_written_and_counted(server, conversation, running):
 async def test_what_nobody_has_seen_is_asked_for_again(server, conversation, redis):
     server.conduct = "500"
     running = Running(redis)
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(30):
         while not server.requests:
             await asyncio.sleep(0.01)
     server.conduct = ""
@@ -88,7 +88,7 @@ async def test_an_answer_that_breaks_off_keeps_its_text_and_says_so(server, conv
 async def test_an_answer_whose_generator_died_keeps_its_text_and_says_so(server, conversation, redis):
     server.interval_s = 0.6
     first = Running(redis)
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(30):
         while not (await answer_of(conversation)).text:
             await asyncio.sleep(0.02)
     await first.kill()

@@ -56,7 +56,7 @@ def ask(key: str, path: str = "conversations/", **body: object) -> Any:
 
 
 async def ended(generation: str) -> Message:
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(60):
         while not (found := await Message.objects.aget(generation=generation)).is_final:
             await asyncio.sleep(0.02)
     return found

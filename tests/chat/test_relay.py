@@ -85,7 +85,7 @@ class Reader:
         return self
 
     async def until(self, condition: Callable[[Feed], bool]) -> Feed:
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(30):
             while not condition(self.feed):
                 self.news.clear()
                 await self.news.wait()

@@ -7,7 +7,7 @@ import pytest
 from tests.gateway.chaos import STREAMS, Chaos
 from tests.portal import Portal
 
-pytestmark = [pytest.mark.portal, pytest.mark.slow]
+pytestmark = [pytest.mark.portal, pytest.mark.slow, pytest.mark.timeout(400)]
 
 
 async def test_streams_of_a_killed_replica_end_properly_and_leave_nothing_behind(

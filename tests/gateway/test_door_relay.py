@@ -60,7 +60,8 @@ async def test_nothing_of_a_request_waits_for_the_collector(fake, program, strea
         response = await program.stream(ASK | {"stream": stream}).response()
 
         assert text_of(response.content) == "w0 w1 w2 " if stream else b"w0 w1 w2" in response.content
-        assert not any(isinstance(one, Ticket) for one in gc.get_objects())
+        # Not isinstance(): it asks a lazy object of another test what it is, and that one may not know any more.
+        assert not any(type(one) is Ticket for one in gc.get_objects())
     finally:
         gc.enable()
 
@@ -134,12 +135,14 @@ async def test_a_client_that_reads_no_more_holds_the_upstream_back(fake, program
 
     connection.reads.clear()
     await asyncio.sleep(0.3)
-    seen, written = len(connection.content), fake.predicted_tokens
-    await asyncio.sleep(0.3)
-
-    assert len(connection.content) == seen
+    seen, written = len(connection.content), -1
     # What fits into the sockets between is written, then nothing more.
-    assert fake.predicted_tokens - written < 5_000
+    while fake.predicted_tokens != written:
+        written = fake.predicted_tokens
+        await asyncio.sleep(0.3)
+
+    assert written < 60_000
+    assert len(connection.content) == seen
     connection.leave()
     await connection.response()
 
@@ -152,8 +155,8 @@ async def test_a_client_that_leaves_before_the_first_token_leaves_nothing_behind
 
     connection.leave()
 
-    await connection.response(2)
-    async with asyncio.timeout(1):
+    await connection.response(20)
+    async with asyncio.timeout(10):
         while fake.busy_slots:
             await asyncio.sleep(0.01)
 

@@ -15,12 +15,12 @@ from llamaproj import env
 from tests.gateway.held import held, wait_until_free
 from tests.portal import DEMO_MODEL, Portal, free_port
 
-pytestmark = [pytest.mark.portal, pytest.mark.slow]
+pytestmark = [pytest.mark.portal, pytest.mark.slow, pytest.mark.timeout(300)]
 
 MORE_DOORS = 2
 REFUSED_WITHIN_S = 1.0
 # The process that relays an answer looks once a second; the rest is for a busy machine.
-ENDED_WITHIN_S = 3.0
+ENDED_WITHIN_S = 8.0
 ENDLESS = {
     "model": DEMO_MODEL,
     "ignore_eos": True,
@@ -50,7 +50,7 @@ def doors(portal: Portal) -> Iterator[list[str]]:
         for process in more:
             process.terminate()
         for process in more:
-            process.wait(20)
+            process.wait(60)
 
 
 def serves(url: str) -> bool:
@@ -132,8 +132,8 @@ def test_a_revoked_key_is_refused_everywhere_at_once_and_what_it_has_begun_ends(
         for thief in thieves:
             thief.start()
         for thief in thieves:
-            assert thief.began.wait(30)
-    deadline = time.monotonic() + 10
+            assert thief.began.wait(60)
+    deadline = time.monotonic() + 30
     while held(portal).get("requests") != len(streaming) + len(waiting):
         assert time.monotonic() < deadline, held(portal)
         time.sleep(0.02)
@@ -141,10 +141,10 @@ def test_a_revoked_key_is_refused_everywhere_at_once_and_what_it_has_begun_ends(
     revoked = httpx.delete(f"{keys}{made['id']}/", headers=owner, timeout=30)
     since = time.monotonic()
     for thief in (*streaming, *waiting):
-        thief.join(30)
+        thief.join(60)
     stopped.set()
     for thief in looking:
-        thief.join(10)
+        thief.join(60)
 
     assert revoked.status_code == 204
     for thief in looking:
@@ -158,4 +158,4 @@ def test_a_revoked_key_is_refused_everywhere_at_once_and_what_it_has_begun_ends(
         assert error["type"] == "authentication_error"
     assert {thief.status for thief in streaming} == {200}
     assert {thief.status for thief in waiting} == {401}
-    assert wait_until_free(portal, 2)[1] == {}
+    assert wait_until_free(portal, 10)[1] == {}

@@ -64,7 +64,7 @@ async def test_a_second_portal_answers_through_this_one(portal, served, program)
     assert "".join(one["choices"][0]["delta"].get("content") or "" for one in parsed) == text
     assert {one["model"] for one in [whole, *parsed]} == {"theirs"}
     records: list[UsageRecord] = []
-    async with asyncio.timeout(15):
+    async with asyncio.timeout(60):
         while len(records) < 2:
             # A stream is settled a moment after its last event.
             await in_db(drain)()
@@ -80,7 +80,7 @@ async def test_a_second_portal_answers_through_this_one(portal, served, program)
         "SELECT r.completion_tokens FROM gateway_usagerecord r JOIN accounts_apikey k ON k.id = r.api_key_id"
         " WHERE k.name = 'first-portal' ORDER BY r.at DESC LIMIT 2"
     )
-    async with asyncio.timeout(15):
+    async with asyncio.timeout(60):
         while [count for (count,) in portal.query(sql)] != [
             second.completion_tokens,
             first.completion_tokens,

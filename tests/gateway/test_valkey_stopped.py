@@ -97,7 +97,7 @@ async def program(engine: FakeEngine, user: User) -> Program:
     return Program(await in_db(make)())
 
 
-async def until(found, seconds: float = 5.0) -> None:
+async def until(found, seconds: float = 20.0) -> None:
     deadline = time.monotonic() + seconds
     while not await found():
         assert time.monotonic() < deadline
@@ -110,7 +110,7 @@ async def test_what_runs_goes_on_what_comes_is_told_when_to_come_again_and_nothi
     # The package gives the name of the module to the function.
     monkeypatch.setattr(import_module("gateway.admission.gate"), "_GONE_S", WAITED_S)
     short, long = (
-        program.stream(ASK | {"fake": {"tokens": tokens, "interval_ms": 30}}) for tokens in (40, 140)
+        program.stream(ASK | {"fake": {"tokens": tokens, "interval_ms": 30}}) for tokens in (40, 200)
     )
     for stream in (short, long):
         await stream.until(b"w1 ")
@@ -121,7 +121,7 @@ async def test_what_runs_goes_on_what_comes_is_told_when_to_come_again_and_nothi
     come.append(Program("sk-nobodys").post(ASK))
     refused = await asyncio.gather(*come)
 
-    assert WAITED_S <= time.monotonic() - began < WAITED_S + 3
+    assert WAITED_S <= time.monotonic() - began < WAITED_S + 3.5
     for response in refused[:3]:
         said = payloads(response.content)[-1] if response.status_code == 200 else response.content
         assert b"out of reach" in (said if isinstance(said, bytes) else said.encode())
@@ -139,7 +139,7 @@ async def test_what_runs_goes_on_what_comes_is_told_when_to_come_again_and_nothi
     assert not long.task.done()
 
     waits = asyncio.ensure_future(program.post(ASK))
-    await asyncio.sleep(0.5)
+    await asyncio.sleep(0.2)
     await asyncio.to_thread(valkey.start)
 
     assert (await waits).status_code == 200

@@ -101,7 +101,7 @@ async def test_who_has_heard_enough_keeps_the_connection_for_the_next(server):
     assert await answer.readany() == b"data: [DONE]\n\n"
     answer.release()
     may_end.set()
-    await asyncio.sleep(0.05)
+    await asyncio.sleep(0.2)
     assert await all_of(await ask(url)) == b"data: [DONE]\n\n"
     assert counts.connections == 1
 
@@ -117,7 +117,7 @@ async def test_who_goes_away_is_missed_at_once(server):
     answer = await ask(url)
     assert await answer.readany() == b"one"
     answer.close()
-    async with asyncio.timeout(1):
+    async with asyncio.timeout(10):
         await counts.gone.wait()
 
 
@@ -177,8 +177,8 @@ async def test_what_nobody_reads_is_not_taken_from_the_server(server):
         writer.write(b"0\r\n\r\n")
 
     counts.serve = serve
-    answer = await ask(url, silence_s=0.2)
-    await asyncio.sleep(0.5)
+    answer = await ask(url, silence_s=0.5)
+    await asyncio.sleep(0.8)
     # Some megabytes lie in the sockets of both sides, whatever was asked for.
     assert written < 500
     assert len(await all_of(answer)) == 1000 * 64 * 1024

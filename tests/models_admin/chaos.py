@@ -17,7 +17,7 @@ import psutil
 from tests.portal import Portal, new_portal
 
 # Within so long after the last misfortune everything is as it should be.
-RECOVERY_S = 30
+RECOVERY_S = 90
 MODELS = {"steady": 2, "small": 1, "spare": 1}
 
 SERVE = """
@@ -148,7 +148,10 @@ class Chaos:
         pid = self.portal.pids.get(name)
         if pid is None:
             return f"{name} was gone"
-        os.kill(pid, signal.SIGKILL)
+        try:
+            os.kill(pid, signal.SIGKILL)
+        except ProcessLookupError:
+            return f"{name} was gone"
         return f"{name} killed"
 
 

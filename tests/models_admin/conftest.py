@@ -1,3 +1,4 @@
+import contextlib
 import json
 import time
 from collections.abc import Callable, Iterator
@@ -75,10 +76,11 @@ def nothing_left() -> Iterator[None]:
     children = process._children
     yield
     for found in process.with_mark(process.mark_of_all()):
-        found.kill()
-        found.wait(5)
+        with contextlib.suppress(psutil.NoSuchProcess):
+            found.kill()
+            found.wait(30)
     for child in children.values():
-        child.wait(5)
+        child.wait(30)
     children.clear()
 
 
@@ -92,7 +94,7 @@ class Passes:
     def once(self) -> float | None:
         return lifecycle.reconcile(self.node.name, self.patience)
 
-    def until(self, done: Callable[[], bool], limit_s: float = 30.0) -> None:
+    def until(self, done: Callable[[], bool], limit_s: float = 90.0) -> None:
         deadline = time.monotonic() + limit_s
         while not done():
             assert time.monotonic() < deadline, [

@@ -228,9 +228,9 @@ async def test_progress_comes_over_the_socket_to_managers_only():
         socket.scope["user"] = user
         assert (await socket.connect())[0]
         sockets.append(socket)
-    first = json.loads(await sockets[0].receive_from(timeout=5))
+    first = json.loads(await sockets[0].receive_from())
     assert (first["target"], "Nothing downloaded yet" in first["content"]) == ("#downloads", True)
-    assert (await sockets[1].receive_output(timeout=5))["type"] == "websocket.close"
+    assert (await sockets[1].receive_output())["type"] == "websocket.close"
 
     def begin() -> None:
         node = Node.objects.create(name="far")
@@ -239,7 +239,7 @@ async def test_progress_comes_over_the_socket_to_managers_only():
         events.downloads_changed()
 
     await database_sync_to_async(begin)()
-    assert "a.gguf" in json.loads(await sockets[0].receive_from(timeout=5))["content"]
+    assert "a.gguf" in json.loads(await sockets[0].receive_from())["content"]
     for socket in sockets:
         await socket.disconnect()
 

@@ -165,8 +165,9 @@ def test_it_ends_at_once_on_sigterm(moment: str, demo_model: Path) -> None:
 def _ends(process: subprocess.Popen[bytes]) -> None:
     began = time.monotonic()
     os.kill(process.pid, signal.SIGTERM)
-    assert process.wait(5) == -signal.SIGTERM
-    assert time.monotonic() - began < 1
+    assert process.wait(30) == -signal.SIGTERM
+    # A second is much; a machine that does other things at the same time may take as much longer.
+    assert time.monotonic() - began < 3
 
 
 def _status(url: str) -> int:

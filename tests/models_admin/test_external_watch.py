@@ -33,7 +33,7 @@ def watching(portal: Portal) -> Iterator[Portal]:
     """The portal, which afterwards knows nothing of the server any more."""
     yield portal
     portal.manage("models", "stop", MODEL)
-    wait_for(portal, "stopped", 20)
+    wait_for(portal, "stopped", 60)
     portal.manage("models", "remove", MODEL)
     portal.manage("models", "external", "remove", NAME)
 
@@ -45,24 +45,24 @@ def test_a_server_that_goes_and_comes_back_is_noticed_without_anybody_asking(wat
     body = {"model": MODEL, "messages": [{"role": "user", "content": "hi"}], "stream": True}
 
     def asked() -> httpx.Response:
-        return httpx.post(f"{portal.base_url}/v1/chat/completions", json=body, headers=headers, timeout=40)
+        return httpx.post(f"{portal.base_url}/v1/chat/completions", json=body, headers=headers, timeout=90)
 
     with in_thread() as start:
         server = start(FakeOpenAI(models=[MODEL]))
         portal.manage("models", "external", "add", NAME, server.origin)
         portal.manage("models", "external", "serve", NAME, MODEL)
-        wait_for(portal, "ready", 5)
+        wait_for(portal, "ready", 60)
         chunks = [json.loads(line[6:]) for line in asked().text.splitlines() if line.startswith("data: {")]
         assert "".join(one["choices"][0]["delta"].get("content") or "" for one in chunks) == "".join(WORDS)
 
         server.conduct = "500"
         # The clock comes every 15 seconds; a busy machine is late.
-        wait_for(portal, "unreachable", 40)
+        wait_for(portal, "unreachable", 90)
         server.conduct = ""
-        wait_for(portal, "ready", 60)
+        wait_for(portal, "ready", 90)
 
         checks = len(server.asked)
         server.conduct = "500"
         assert asked().status_code == 502
-        wait_for(portal, "unreachable", 40)
+        wait_for(portal, "unreachable", 90)
         assert len(server.asked) > checks

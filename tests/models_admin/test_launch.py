@@ -224,10 +224,10 @@ def test_a_binary_that_is_being_asked_ends_with_the_portal(
     monkeypatch.setattr(env, "LLAMA_SERVER_BIN", str(slow))
     with ThreadPoolExecutor(1) as worker:
         asking = worker.submit(engine.find)
-        deadline = time.monotonic() + 5
+        deadline = time.monotonic() + 30
         while not (found := list(process.with_mark(process.mark_of_all()))):
             assert time.monotonic() < deadline
         for one in found:
             one.kill()
         with pytest.raises(EngineMissing):
-            asking.result(5)
+            asking.result(30)

@@ -202,15 +202,19 @@ def test_it_agrees_with_psutil_within_five_percent(tmp_path):
     sampler = Sampler({"data": tmp_path}, gpus=list)
     me = psutil.Process()
     mine = {"me": ProcessId(me.pid, me.create_time())}
-    sampler.read(mine)
-    psutil.cpu_percent()
-    me.cpu_percent()
-    end = time.monotonic() + 1.0
-    while time.monotonic() < end:
-        sum(range(10_000))
-    reading = sampler.read(mine)
-    assert reading.cpu_percent == pytest.approx(psutil.cpu_percent(), abs=5)
-    assert reading.processes["me"].cpu_percent == pytest.approx(me.cpu_percent(), abs=5)
+    # On a machine that does other things at the same time the two may be kept apart: that is tried again.
+    for tries_left in reversed(range(5)):
+        sampler.read(mine)
+        psutil.cpu_percent()
+        me.cpu_percent()
+        end = time.monotonic() + 1.0
+        while time.monotonic() < end:
+            sum(range(10_000))
+        reading = sampler.read(mine)
+        ours = (reading.cpu_percent, reading.processes["me"].cpu_percent)
+        if ours == (theirs := pytest.approx((psutil.cpu_percent(), me.cpu_percent()), abs=5)):
+            break
+        assert tries_left, (ours, theirs)
     memory = psutil.virtual_memory()
     assert reading.memory_used_bytes / reading.memory_total_bytes * 100 == pytest.approx(
         memory.percent, rel=0.05

@@ -61,7 +61,7 @@ def test_a_sample_is_announced(node):
         channel = await layer.new_channel()
         await layer.group_add(events.GROUP, channel)
         await asyncio.to_thread(events.sample_taken, "n", timezone.now(), {"cpu": 1})
-        async with asyncio.timeout(5):
+        async with asyncio.timeout(30):
             return await layer.receive(channel)
 
     message = heard()

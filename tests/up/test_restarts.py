@@ -31,7 +31,7 @@ def answers(portal: Portal) -> list[tuple[str, str]]:
     return portal.query("SELECT status, text FROM chat_message WHERE role = 'assistant' ORDER BY created_at")
 
 
-def until_written(portal: Portal, characters: int, timeout: float = 60) -> list[tuple[str, str]]:
+def until_written(portal: Portal, characters: int, timeout: float = 120) -> list[tuple[str, str]]:
     """Wait until each answer has grown by so much."""
     deadline = time.monotonic() + timeout
     before = [len(text) for _, text in answers(portal)]
@@ -49,7 +49,7 @@ def restart(portal: Portal, names: tuple[str, ...]) -> None:
     before = {name: portal.pids[name] for name in names}
     for pid in before.values():
         os.kill(pid, signal.SIGTERM)
-    deadline = time.monotonic() + 60
+    deadline = time.monotonic() + 120
     while any(portal.pids.get(name) in (None, pid) for name, pid in before.items()):
         assert time.monotonic() < deadline, portal.output()
         time.sleep(0.05)

@@ -14,7 +14,7 @@ from llamaproj.up.postgres import Postgres
 from llamaproj.up.valkey import Valkey
 
 pytestmark = pytest.mark.slow
-PATIENCE_S = 15
+PATIENCE_S = 60
 
 
 def run(service) -> subprocess.Popen:

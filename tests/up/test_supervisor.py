@@ -15,7 +15,7 @@ from llamaproj.up.leftovers import Record, argv, end, is_alive
 from llamaproj.up.program import Program
 from llamaproj.up.supervisor import Output, Supervisor
 
-PATIENCE_S = 10
+PATIENCE_S = 30
 STUBBORN = "import signal,time; signal.signal(signal.SIGTERM, signal.SIG_IGN); print('up', flush=True); time.sleep(60)"
 
 
@@ -147,6 +147,10 @@ async def test_a_predecessors_processes_are_ended_and_strangers_are_not(tmp_path
 async def test_one_that_ended_and_was_not_collected_is_not_alive_and_has_no_argv():
     child = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"])
     process = psutil.Process(child.pid)
+    async with asyncio.timeout(PATIENCE_S):
+        # A moment after it was made it has no argv yet.
+        while not argv(process):
+            await asyncio.sleep(0.01)
     assert argv(process)[0] == sys.executable
     child.kill()
     async with asyncio.timeout(PATIENCE_S):
@@ -169,8 +173,9 @@ import time
 for number in range(1_000):
     print(f'line {number:04}', flush=True)
     time.sleep(0.0005)
-print('last', flush=True)
-time.sleep(60)
+while True:  # one of them may be lost
+    print('last', flush=True)
+    time.sleep(0.1)
 """
 
 
@@ -184,12 +189,12 @@ async def test_a_log_is_kept_short_and_written_on(supervisor, tmp_path, monkeypa
         return "".join(file.read_text() for file in (older, log) if file.exists())
 
     async with asyncio.timeout(PATIENCE_S):
-        while not said().endswith("last\n"):
+        # Nobody cuts it any more.
+        while not (said().endswith("last\n") and log.stat().st_size <= 2_000):
             await asyncio.sleep(0.05)
-    await asyncio.sleep(0.1)
 
-    *before, last = said().splitlines()
-    assert last == "last"
+    before = [line for line in said().splitlines() if line != "last"]
+    assert before
     assert all(line.startswith("line ") and len(line) == 9 for line in before)
     assert before == sorted(before)
     assert 0 < older.stat().st_size <= 2_000

@@ -21,9 +21,10 @@ from tests.portal import DEMO_MODEL, Portal
 pytestmark = [pytest.mark.portal, pytest.mark.slow, pytest.mark.timeout(420)]
 
 SECRET_KEY = "the-same-on-both-machines-the-same-on-both-machines"
-PATIENCE_S = 60
-# A node counts as silent after 20 s; then its replacement is loaded.
-NOTICED_S = 45
+PATIENCE_S = 120
+# A node counts as silent after 20 s; then its replacement is loaded, while others are answered.
+NOTICED_S = 40
+REPLACED_S = 90
 # Two engines and a portal share what processors there are.
 ANSWER_S = 60
 
@@ -190,7 +191,7 @@ def test_a_node_joins_is_cut_off_and_comes_back(machines: TwoMachines) -> None:
         seconds = time.monotonic() - began
         noticed = noticed or (seconds if ("second", "unreachable") in now else 0.0)
         ready = seconds if now.count(("first", "ready")) == 2 and noticed else 0.0
-        assert seconds < NOTICED_S, (now, portal.output())
+        assert seconds < (REPLACED_S if noticed else NOTICED_S), (now, portal.output())
         client.ask()
         answered += 1
     assert answered > 3
@@ -257,7 +258,7 @@ def test_who_does_not_fit_is_refused_and_who_is_cut_off_can_be_stopped(machines:
         start_new_session=True,
     )
     machines.cable.cut()
-    assert machines.node.stop(timeout=40) == 0
-    assert orphan.wait(5) == -signal.SIGTERM
+    assert machines.node.stop(timeout=60) == 0
+    assert orphan.wait(30) == -signal.SIGTERM
     assert "in time" in machines.node.output()
     assert machines.node.processes() == []
