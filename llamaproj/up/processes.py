@@ -80,7 +80,7 @@ def _server() -> list[str]:
         ]
     # Deflating each small frame costs half again as much as sending it; a frame of a page is a message of text.
     frames = ["--ws-per-message-deflate", "false", "--ws-max-size", str(2 * 1024 * 1024)]
-    # A connection that is used again costs a program no handshake; longer than proxies keep theirs (nginx: 60 s), so that
-    # none sends a request into a connection that closes.
+    # A connection that is used again costs a program no handshake; longer than proxies keep theirs (nginx: 60 s), so
+    # that none sends a request into a connection that closes.
     options = ["--no-access-log", "--timeout-keep-alive", "75", "--timeout-graceful-shutdown", "2", *frames]
     return ["uvicorn", *options, "--host", host, "--port", port, "llamaproj.asgi:application"]

@@ -130,7 +130,9 @@ async def test_who_has_little_left_can_begin_an_answer_of_unsaid_length_or_ask_f
     await limit(user=ada, completion_tokens_per_day=600, completion_tokens_per_minute=5000)
     await (await admit(ada, served, completion_tokens=500)).close(b"", 10, 500, outcome="ok")
 
-    with pytest.raises(LimitReached, match=r"shorter answer .*, 100 are left; there is room again in 2[34] h"):
+    with pytest.raises(
+        LimitReached, match=r"shorter answer .*, 100 are left; there is room again in 2[34] h"
+    ):
         await admit(ada, served, completion_tokens=101)
     ticket = await admit(ada, served)
     with pytest.raises(LimitReached, match=r"allowed for you; there is room again in 2[34] h"):
