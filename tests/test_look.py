@@ -149,6 +149,23 @@ def test_a_chat_is_renamed_and_deleted_by_name(signed_in):
     expect(page.locator(".sidebar .conversation", has_text="A greeting")).to_have_count(0)
 
 
+def test_only_the_last_answer_offers_to_be_written_anew(signed_in):
+    page = signed_in
+    page.goto("/")
+    message = page.get_by_role("textbox", name="Message")
+    answers = page.locator('article[data-role="assistant"]')
+    for count in (1, 2):
+        message.fill("Count from one to one thousand, in words")
+        message.press("Enter")
+        expect(answers).to_have_count(count)
+        expect(page.locator("body")).to_have_attribute("data-live", "yes")
+        message.press("Escape")
+        expect(answers.last).to_have_attribute("data-status", "stopped")
+
+    expect(page.get_by_role("button", name="Retry")).to_have_count(1)
+    expect(answers.last.get_by_role("button", name="Retry")).to_be_visible()
+
+
 def test_half_a_thought_survives_a_reload(context):
     page = context.new_page()
     page.goto("/")
