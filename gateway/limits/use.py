@@ -42,6 +42,16 @@ class Amount:
         """From here on it is nearly used up."""
         return self.limit * 0.8
 
+    @property
+    def is_used_up(self) -> bool:
+        """True where the next request has to wait."""
+        return self.used is not None and self.used >= self.limit
+
+    @property
+    def has_little_left(self) -> bool:
+        """True where it is nearly used up."""
+        return self.used is not None and self.high <= self.used < self.limit
+
 
 @dataclass(frozen=True)
 class LimitUse:

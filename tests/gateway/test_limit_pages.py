@@ -229,6 +229,18 @@ def test_people_see_what_binds_them_and_what_they_used(ada, monkeypatch):
     assert call(member(ada), "get", "me/limits/").json()[0]["amounts"][0]["limit"] == 1
 
 
+def test_what_is_used_up_is_said_in_words(ada, monkeypatch):
+    Limit.objects.create(user=ada, requests_per_minute=5, prompt_tokens_per_minute=7, concurrent_requests=4)
+    monkeypatch.setattr(use, "use_of", lambda subjects: [Use(5, 6, 0, 0, 0, 3) for _ in subjects])
+
+    page = member(ada).get("/settings/limits/now/").content.decode()
+
+    requests, prompts, at_a_time = page.split("data-limit=")[1:]
+    assert ">used up<" in requests
+    assert ">little left<" in prompts
+    assert "badge" not in at_a_time
+
+
 def test_use_that_nobody_knows_is_said_to_be_unknown(ada, monkeypatch):
     Limit.objects.create(requests_per_minute=99)
 
