@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import httpx
+import hypothesis
 import pytest
 from asgiref.testing import ApplicationCommunicator
 from channels.testing import WebsocketCommunicator
@@ -39,6 +40,11 @@ _CHROMIUM_FLAGS = [
 def pytest_configure() -> None:
     # Signing in is not what takes the time here.
     settings.PASSWORD_HASHERS = ["django.contrib.auth.hashers.MD5PasswordHasher"]
+    # A slow machine breaks no property, and whether a push is green is no matter of luck.
+    hypothesis.settings.register_profile(
+        "tests", deadline=None, derandomize=True, suppress_health_check=[hypothesis.HealthCheck.too_slow]
+    )
+    hypothesis.settings.load_profile("tests")
     for kind, names in (
         (ApplicationCommunicator, ("wait", "receive_output")),
         (WebsocketCommunicator, ("connect", "receive_from", "receive_json_from", "disconnect")),

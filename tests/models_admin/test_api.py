@@ -371,7 +371,11 @@ NAMES = st.sampled_from(
 
 
 @given(st.dictionaries(NAMES, ANYTHING, max_size=4))
-@settings(max_examples=80, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(
+    max_examples=80,
+    deadline=None,
+    suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
+)
 def test_whatever_is_sent_is_taken_or_refused(
     staff: Client, served: ServedModel, body: dict[str, Any]
 ) -> None:
