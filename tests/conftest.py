@@ -17,7 +17,7 @@ import pytest
 from asgiref.testing import ApplicationCommunicator
 from channels.testing import WebsocketCommunicator
 from django.conf import settings
-from playwright.sync_api import Browser, Page, sync_playwright
+from playwright.sync_api import Browser, Page, expect, sync_playwright
 
 from llamaproj import env
 from tests.portal import DEMO_MODEL, Portal, free_port, new_portal
@@ -25,6 +25,8 @@ from tests.portal import DEMO_MODEL, Portal, free_port, new_portal
 _ENGINE_READY_S = 120
 # How long a socket of a test waits for what it expects: by itself a second, which a slow machine needs now and then.
 _SOCKET_S = 20
+# The same of a page, by itself five seconds.
+_PAGE_MS = 30_000
 # Without these Chromium talks to hosts of its maker.
 _CHROMIUM_FLAGS = [
     "--no-sandbox",
@@ -45,6 +47,7 @@ def pytest_configure() -> None:
         "tests", deadline=None, derandomize=True, suppress_health_check=[hypothesis.HealthCheck.too_slow]
     )
     hypothesis.settings.load_profile("tests")
+    expect.set_options(timeout=_PAGE_MS)
     for kind, names in (
         (ApplicationCommunicator, ("wait", "receive_output")),
         (WebsocketCommunicator, ("connect", "receive_from", "receive_json_from", "disconnect")),

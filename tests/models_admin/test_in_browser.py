@@ -57,7 +57,7 @@ def test_a_crash_and_the_new_start_show_without_a_reload(card: Locator, portal: 
     expect(page.locator(".timeline")).to_contain_text("SIGKILL")
     state(head, "ready")
     expect(page.locator("#model-log pre")).to_contain_text(
-        re.compile(r"model loaded[\s\S]*model loaded"), timeout=10_000
+        re.compile(r"model loaded[\s\S]*model loaded"), timeout=READY_MS
     )
     portal.wait_ready(models=1)
 

@@ -57,7 +57,7 @@ def test_the_log_is_filtered_held_still_and_goes_on(own_page: Page, portal: Port
         expect(own_page.locator('.slot[data-busy="yes"]')).to_have_count(1, timeout=READY_MS)
         assert own_page.locator("#model-log").inner_text() == held
         own_page.get_by_role("button", name="Go on").click()
-        expect(own_page.locator("#model-log")).to_contain_text("processing task", timeout=10_000)
+        expect(own_page.locator("#model-log")).to_contain_text("processing task", timeout=READY_MS)
     expect(own_page.locator('.slot[data-busy="yes"]')).to_have_count(0, timeout=READY_MS)
 
 
