@@ -22,8 +22,6 @@ pytestmark = [pytest.mark.portal, pytest.mark.slow, pytest.mark.timeout(400)]
 STORY = "Tell me a story of 300 words about a lighthouse keeper."
 LONG_STORY = "Write a very long story of 2000 words about a lighthouse keeper, with many chapters."
 ANSWER_MS = 90_000
-# It takes a tenth of a second; the rest is for a machine that does other things at the same time.
-FREE_S = 3.0
 ENDED = {"done", "failed", "stopped"}
 
 
@@ -123,7 +121,7 @@ def test_an_answer_grows_survives_a_reload_and_is_the_same_everywhere(
     expect(answer.locator('[data-part="meta"]')).to_contain_text("tokens")
 
 
-def test_stop_frees_the_slot_at_once(signed_in: Page, portal: Portal):
+def test_stop_frees_the_slot_within_a_second(signed_in: Page, portal: Portal):
     page = signed_in
     new_chat(page)
     answer = ask(page, LONG_STORY)
@@ -132,7 +130,7 @@ def test_stop_frees_the_slot_at_once(signed_in: Page, portal: Portal):
     page.get_by_role("button", name="Stop").click()
     began = time.monotonic()
     while busy_slots(portal):
-        assert time.monotonic() - began < FREE_S, "the slot is still busy"
+        assert time.monotonic() - began < 1.0, "the slot is still busy after a second"
         time.sleep(0.02)
 
     expect(answer).to_have_attribute("data-status", "stopped")

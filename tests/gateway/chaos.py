@@ -30,7 +30,7 @@ MODEL = "chaos"
 # So many are to be in the middle of their answers: more than one replica's.
 _WRITING = 6
 STREAMS, TOKENS = 50, 12
-FREE_WITHIN_S = 15.0
+FREE_WITHIN_S = 5.0
 # Records are written in bulk, within seconds.
 _RECORDED_WITHIN_S = 60.0
 # A beginning as long as this, said again, is no coincidence.

@@ -79,7 +79,7 @@ async def test_a_client_that_goes_away_frees_the_slot(fake, served, program):
 
     connection.leave()
 
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(1):
         while fake.busy_slots:
             await asyncio.sleep(0.01)
     await connection.response()

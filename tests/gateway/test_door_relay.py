@@ -156,7 +156,7 @@ async def test_a_client_that_leaves_before_the_first_token_leaves_nothing_behind
     connection.leave()
 
     await connection.response(20)
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(1):
         while fake.busy_slots:
             await asyncio.sleep(0.01)
 

@@ -117,7 +117,7 @@ async def test_who_goes_away_is_missed_at_once(server):
     answer = await ask(url)
     assert await answer.readany() == b"one"
     answer.close()
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(1):
         await counts.gone.wait()
 
 

@@ -17,7 +17,7 @@ import psutil
 from tests.portal import Portal, new_portal
 
 # Within so long after the last misfortune everything is as it should be.
-RECOVERY_S = 90
+RECOVERY_S = 30
 MODELS = {"steady": 2, "small": 1, "spare": 1}
 
 SERVE = """
