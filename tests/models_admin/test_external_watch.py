@@ -51,7 +51,7 @@ def test_a_server_that_goes_and_comes_back_is_noticed_without_anybody_asking(wat
         server = start(FakeOpenAI(models=[MODEL]))
         portal.manage("models", "external", "add", NAME, server.origin)
         portal.manage("models", "external", "serve", NAME, MODEL)
-        wait_for(portal, "ready", 60)
+        wait_for(portal, "ready", 10)
         chunks = [json.loads(line[6:]) for line in asked().text.splitlines() if line.startswith("data: {")]
         assert "".join(one["choices"][0]["delta"].get("content") or "" for one in chunks) == "".join(WORDS)
 
