@@ -208,7 +208,9 @@ class ModelFileViewSet(ReadOnlyModelViewSet[ModelFile]):
     """Files in the machines' model folders."""
 
     permission_classes = (ManagersOnly,)
-    queryset = ModelFile.objects.select_related("node").prefetch_related("served")
+    queryset = (
+        ModelFile.objects.select_related("node").prefetch_related("served").defer("metadata", "chat_template")
+    )
     serializer_class = ModelFileSerializer
     lookup_value_converter = "int"
     filterset_class = ModelFileFilter

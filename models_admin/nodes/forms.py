@@ -1,6 +1,7 @@
 """What administrators type about a node."""
 
 from collections.abc import Mapping
+from decimal import Decimal
 from typing import Any
 
 from django import forms
@@ -39,7 +40,7 @@ class NodeForm(forms.Form):
         limit = node.memory_limit_bytes
         initial = {
             "labels": ", ".join(node.labels),
-            "memory_limit_gib": None if limit is None else round(limit / _GIB, 2),
+            "memory_limit_gib": None if limit is None else Decimal(str(round(limit / _GIB, 2))),
             "accepts_replicas": node.accepts_replicas,
         }
         super().__init__(data, initial=initial, label_suffix="")
@@ -58,10 +59,9 @@ class NodeForm(forms.Form):
         return labels
 
     def values(self) -> dict[str, Any]:
-        """What `node_actions.change` takes."""
-        limit = self.cleaned_data["memory_limit_gib"]
-        return {
-            "labels": self.cleaned_data["labels"],
-            "memory_limit_bytes": None if limit is None else int(limit * _GIB),
-            "accepts_replicas": self.cleaned_data["accepts_replicas"],
-        }
+        """What `node_actions.change` takes: what was changed, as a limit of so many bytes isn't shown whole."""
+        values = {name: self.cleaned_data[name] for name in self.changed_data}
+        if "memory_limit_gib" in values:
+            limit = values.pop("memory_limit_gib")
+            values["memory_limit_bytes"] = None if limit is None else int(limit * _GIB)
+        return values

@@ -219,6 +219,20 @@ def test_the_switch_answers_htmx_with_the_piece_and_a_form_with_the_page(
     assert Node.objects.get().accepts_replicas
 
 
+def test_a_limit_of_so_many_bytes_is_not_rounded_by_what_else_is_changed(
+    staff: Client, machine: Node
+) -> None:
+    Node.objects.update(memory_limit_bytes=1_000_000_001)
+    where = f"/models/nodes/{machine.pk}/edit/"
+    shown = staff.get(where).context["form"].initial
+    assert str(shown["memory_limit_gib"]) == "0.93"
+    staff.post(where, {"labels": "gpu", "memory_limit_gib": "0.93", "accepts_replicas": "on"})
+    call_command("nodes", "set", machine.name, labels="large")
+    machine.refresh_from_db()
+    assert (machine.labels, machine.memory_limit_bytes) == (["large"], 1_000_000_001)
+    assert [set(one.detail) for one in AuditEntry.objects.all()] == [{"labels"}, {"labels"}]
+
+
 def test_labels_and_limit_are_changed_and_audited(staff: Client, machine: Node) -> None:
     where = f"/models/nodes/{machine.pk}/edit/"
     form = staff.get(where).context["form"]

@@ -72,7 +72,9 @@ class Command(BaseCommand):
         self._say(
             options, f"{found.good} models, {found.broken} broken, {found.missing} missing in {folders}"
         )
-        for file in ModelFile.objects.filter(node__name=env.NODE_NAME).exclude(error=""):
+        for file in (
+            ModelFile.objects.filter(node__name=env.NODE_NAME).exclude(error="").only("path", "error")
+        ):
             self._say(options, f"  {file.path}: {file.error}")
 
     def do_list(self, options: dict[str, Any]) -> None:
@@ -95,7 +97,7 @@ class Command(BaseCommand):
             self.stdout.write(
                 "  ".join(text.ljust(width) for text, width in zip(row, widths, strict=True)).rstrip()
             )
-        for unserved in ModelFile.objects.filter(served__isnull=True):
+        for unserved in ModelFile.objects.filter(served__isnull=True).only("path", "error", "quantization"):
             self.stdout.write(f"not served: {unserved.path}  {unserved.error or unserved.quantization}")
 
     def do_start(self, options: dict[str, Any]) -> None:
