@@ -1,6 +1,6 @@
 """What people type in their settings."""
 
-from datetime import datetime, time, timedelta
+from datetime import date, datetime, time, timedelta
 from typing import TYPE_CHECKING, Any
 
 from django import forms
@@ -84,6 +84,8 @@ class KeyForm(forms.Form):
         found: dict[str, Any] = super().clean() or self.cleaned_data
         if found.get("ends") == _ON_A_DATE and not found.get("date") and "date" not in self.errors:
             self.add_error("date", "Say its last day, or choose when it ends.")
+        if found.get("date") == date.max:
+            self.add_error("date", "Nothing comes after this day; choose “Never”.")
         return found
 
     def rights(self) -> KeyRights:
@@ -100,7 +102,7 @@ class KeyForm(forms.Form):
     def _end(self) -> datetime | None:
         match self.cleaned_data["ends"]:
             case "date":
-                # The whole of its last day, wherever on Earth that is.
+                # The whole of its last day, by the portal's clock.
                 day = datetime.combine(
                     self.cleaned_data["date"], time(), tzinfo=timezone.get_default_timezone()
                 )

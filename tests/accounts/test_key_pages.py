@@ -88,6 +88,7 @@ def test_what_is_wrong_stands_at_its_field(ada):
         ({"models": ["other"]}, "not one of the available"),
         ({"ends": "date"}, "Say its last day"),
         ({"ends": "date", "date": yesterday}, "expired already"),
+        ({"ends": "date", "date": "9999-12-31"}, "Nothing comes after this day"),
         ({"team": "999"}, "not one of the available"),
     ):
         answer = client.post("/settings/keys/new/", good | change)
