@@ -14,6 +14,7 @@ from django.views.decorators.http import require_http_methods, require_POST, req
 from accounts.access import person
 from models_admin import access, actions, configuration, fragments, replacement
 from models_admin.engine import launch_config, launch_rules
+from models_admin.errors import StillRunning
 from models_admin.forms import NewModelForm, PortalConfigForm, ServedModelForm
 from models_admin.models import ModelFile, PortalConfig, ServedModel
 from models_admin.replacement import Replacement
@@ -74,11 +75,15 @@ def restart(request: HttpRequest, slug: str) -> HttpResponse:
 @require_POST
 @login_required
 def remove(request: HttpRequest, slug: str) -> HttpResponse:
-    """Serve it no more."""
+    """Serve it no more; of one that runs the page says that it must be stopped first."""
     user = access.manager(request)
     served = access.find_visible(user, slug)
     kept = "server" if served.external else "file"
-    actions.remove(served, by=user)
+    try:
+        actions.remove(served, by=user)
+    except StillRunning as error:
+        messages.warning(request, error.message)
+        return redirect("model", slug)
     messages.success(request, f"{served.name} is served no more; its {kept} is still there.")
     return redirect("models")
 

@@ -146,8 +146,12 @@ def _tried(form: forms.BaseForm, action: Callable[[], Result]) -> Result | None:
 def _acted(request: HttpRequest, pk: int, verb: Callable[..., None], done: str) -> HttpResponse:
     user = access.manager(request)
     server = get_object_or_404(ExternalServer, pk=pk)
-    verb(server, by=user)
-    messages.success(request, f"{server.name} {done}.")
+    try:
+        verb(server, by=user)
+    except Conflict as error:
+        messages.warning(request, error.message)
+    else:
+        messages.success(request, f"{server.name} {done}.")
     return redirect("external")
 
 

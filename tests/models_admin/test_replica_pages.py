@@ -53,6 +53,14 @@ def failed(replica: Instance) -> Instance:
     return replica
 
 
+def test_a_model_that_runs_is_not_removed_and_its_page_says_why(replica: Instance, admin_client: Client):
+    page = admin_client.post("/models/fake-model/remove/", follow=True)
+
+    assert page.redirect_chain[-1][0] == "/models/fake-model/"
+    assert "is running; stop it first." in page.content.decode()
+    assert ServedModel.objects.filter(pk=replica.served_id).exists()
+
+
 def test_a_replica_that_failed_does_not_count_as_one_that_answers(failed: Instance, admin_client: Client):
     card = admin_client.get("/models/").content.decode()
 
