@@ -22,11 +22,12 @@ _PAGE_MESSAGES = 50
 _PAGE_CONVERSATIONS = 50
 # States of replicas that say how the model is.
 _READY = (InstanceState.READY,)
-_COMING = (InstanceState.PENDING, InstanceState.STARTING, InstanceState.BACKING_OFF)
+_COMING = (InstanceState.STARTING, InstanceState.BACKING_OFF)
+_WAITING = (InstanceState.PENDING,)
 _FAILED = (InstanceState.FAILED,)
 _LOST = (InstanceState.UNREACHABLE,)
 # The states of models, those first that one would rather choose.
-_CHOICE = ("ready", "on demand", "starting", "stopped", "out of reach", "failed")
+_CHOICE = ("ready", "on demand", "starting", "waiting", "stopped", "out of reach", "failed")
 
 
 @login_required
@@ -206,7 +207,7 @@ def _page(request: HttpRequest, found: Conversation | None) -> dict[str, Any]:
 def _models(request: HttpRequest) -> list[dict[str, Any]]:
     """The models the person may choose, the ready ones first."""
     replicas = Instance.objects.filter(served=OuterRef("pk"))
-    of_interest = {"ready": _READY, "coming": _COMING, "failed": _FAILED, "lost": _LOST}
+    of_interest = {"ready": _READY, "coming": _COMING, "waiting": _WAITING, "failed": _FAILED, "lost": _LOST}
     rows = ServedModel.objects.visible_to(person(request)).annotate(
         **{name: Exists(replicas.filter(state__in=states)) for name, states in of_interest.items()}
     )
@@ -226,7 +227,9 @@ def _state(row: dict[str, Any]) -> str:
         return "on demand" if row["enabled"] else "stopped"
     if row["coming"]:
         return "starting"
-    return "failed" if row["failed"] else "out of reach" if row["lost"] else "starting"
+    if row["waiting"]:
+        return "waiting"
+    return "failed" if row["failed"] else "out of reach" if row["lost"] else "waiting"
 
 
 def _selected(found: Conversation | None, models: list[dict[str, Any]]) -> str:

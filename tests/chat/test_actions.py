@@ -164,7 +164,9 @@ def test_the_chat_says_how_a_model_is_and_what_runs_elsewhere(client: Client, ad
     assert "Fake (failed)" in client.get("/").content.decode()
     served.instances.update(state=InstanceState.UNREACHABLE)
     assert "Fake (out of reach)" in client.get("/").content.decode()
-    served.instances.create(node=served.instances.get().node)
+    another = served.instances.create(node=served.instances.get().node)
+    assert "Fake (waiting)" in client.get("/").content.decode()
+    served.instances.filter(pk=another.pk).update(state=InstanceState.STARTING)
     assert "Fake (starting)" in client.get("/").content.decode()
 
 
