@@ -4,12 +4,16 @@ A rule looks at what holds in the end, but complains only about what this layer 
 configuration says wrongly is not a model's fault.
 """
 
+import contextlib
+import socket
 from collections.abc import Iterator
+from ipaddress import ip_address
 from pathlib import PurePosixPath
 
 from django.core.exceptions import ValidationError
 from django.urls import URLPattern, URLResolver, get_resolver
 
+from llamaproj import env
 from llamaproj.errors import InvalidInput
 from models_admin.engine import launch, launch_config, named_files
 from models_admin.engine.launch_config import LaunchConfig
@@ -89,9 +93,30 @@ def _check_values(layer: LaunchParameters) -> None:
         path = getattr(layer, name)
         if path and not PurePosixPath(path).is_absolute():
             raise InvalidInput("This is an absolute path: it begins with /.", param=name)
+    if complaint := _against(layer.host):
+        raise InvalidInput(complaint, param="host")
     for param, complaint in named_files.complaints(layer):
         raise InvalidInput(complaint, param=param)
     launch.check_extra_flags(layer.extra_flags)
+
+
+def _against(host: str) -> str:
+    """Why a replica may not listen at this address, by the rule for NODE_ADDRESS; empty where it may."""
+    with contextlib.suppress(OSError):
+        # Resolvers take 0 and 0x0 for an address, too.
+        host = socket.inet_ntoa(socket.inet_aton(host))
+    try:
+        address = ip_address(host)
+    except ValueError:
+        return ""
+    if address.is_unspecified:
+        return "This means all networks of the machine; name one address, to which the portal connects, too."
+    if address.is_global and not env.NODE_PUBLIC:
+        return (
+            "This is a public address, where anybody could reach the llama-server. Give a private one, or set "
+            "NODE_PUBLIC=1 if a firewall lets only the portal in."
+        )
+    return ""
 
 
 def _complaints(layer: LaunchParameters, config: LaunchConfig) -> Iterator[tuple[str, str]]:

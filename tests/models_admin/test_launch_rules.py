@@ -39,6 +39,10 @@ pytestmark = pytest.mark.django_db
         ("node_labels", {"node_labels": [""]}),
         ("node_labels", {"node_labels": [1]}),
         ("host", {"host": "0.0.0.0; reboot"}),
+        ("host", {"host": "0.0.0.0"}),
+        ("host", {"host": "0"}),
+        ("host", {"host": "::"}),
+        ("host", {"host": "8.8.8.8"}),
         ("chat_template", {"chat_template": "a\0"}),
         ("extra_flags", {"extra_flags": ["--tools", "all"]}),
         ("max_replicas", {"min_replicas": 2, "max_replicas": 1}),
@@ -74,6 +78,10 @@ def test_what_can_not_be_is_refused_by_the_name_of_the_parameter(
         {"min_replicas": 0, "max_replicas": 3},
         {"gpu_layers": 0},
         {"first_port": 29_999},
+        {"host": "127.0.0.1"},
+        {"host": "10.0.0.7"},
+        {"host": "fd00::7"},
+        {"host": "gpu2"},
     ],
 )
 def test_what_goes_together_is_taken(served: ServedModel, fields: dict[str, object]) -> None:
