@@ -159,7 +159,7 @@ def remove(served: ServedModel, *, by: User | None) -> None:
     served = _locked(served)
     running = served.instances.exclude(state__in=[S.STOPPED, S.FAILED, S.PENDING, S.BACKING_OFF])
     if served.desired_replicas or running.exists() or served.instances.filter(pid__isnull=False).exists():
-        raise StillRunning(f"{served.name} is running; stop it first.")
+        raise StillRunning(f"{served.name} runs, or waits to; stop it first.")
     audit.record(by, "model.remove", served)
     pk = served.pk
     served.delete()

@@ -57,8 +57,18 @@ def test_a_model_that_runs_is_not_removed_and_its_page_says_why(replica: Instanc
     page = admin_client.post("/models/fake-model/remove/", follow=True)
 
     assert page.redirect_chain[-1][0] == "/models/fake-model/"
-    assert "is running; stop it first." in page.content.decode()
+    assert "stop it first." in page.content.decode()
     assert ServedModel.objects.filter(pk=replica.served_id).exists()
+
+
+def test_many_replicas_are_dots_on_the_card(replica: Instance, node: Node, admin_client: Client):
+    for port in range(20_002, 20_006):
+        Instance.objects.create(served=replica.served, node=node, state=S.READY, port=port)
+
+    card = admin_client.get("/models/").content.decode()
+
+    assert 'aria-label="5 of 5 replicas are ready"' in card
+    assert "model-replica" not in card
 
 
 def test_a_replica_that_failed_does_not_count_as_one_that_answers(failed: Instance, admin_client: Client):
