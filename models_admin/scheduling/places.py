@@ -74,6 +74,7 @@ def _place(world: World, replica: Replica) -> None:
             events.instance_changed(served.pk, instance.pk)
         return
     too_large = rooms_seen and not large_enough
+    reason = reason if rooms_seen else _why_nowhere(world, served)
     _explain(instance, reason, Shortage.TOO_LARGE if too_large else Shortage.NO_ROOM)
 
 
@@ -97,6 +98,17 @@ def decide(
         decision = choose(need, rooms)
         if not room_only or (decision.node and not decision.evict):
             yield decision, rooms, need
+
+
+def _why_nowhere(world: World, served: ServedModel) -> str:
+    """What keeps the model from every machine, in a sentence that says whom to ask."""
+    there = [node for pk, node in world.living.items() if pk in world.files[served.pk]]
+    if not there:
+        return "No machine that answers has its file."
+    labelled = [node for node in there if set(served.node_labels) <= set(node.labels)]
+    if not labelled:
+        return f"No machine with its file has the labels it asks for: {', '.join(served.node_labels)}."
+    return f"What could take it takes nothing new: {', '.join(node.name for node in labelled)}."
 
 
 def _candidates(world: World, served: ServedModel) -> list[Node]:

@@ -278,7 +278,7 @@ def test_a_large_machine_that_is_busy_is_waited_for_and_no_machine_is_not_called
     Node.objects.update(accepts_replicas=False)
     scheduler.schedule("large")
     assert only(wanted).cause == Shortage.NO_ROOM
-    assert "no node" in only(wanted).reason
+    assert only(wanted).reason == "What could take it takes nothing new: large."
 
 
 def test_making_room_never_takes_a_replica_that_is_always_kept() -> None:
@@ -529,3 +529,27 @@ def test_a_pass_reads_no_headers_of_files_nobody_serves(node: Node) -> None:
     assert "chat_template" not in rows[0]
     assert '"metadata"' not in rows[0]
     assert [list(files) for files in world.files.values()] == [[node.pk]]
+
+
+@pytest.mark.parametrize(
+    ("how", "words"),
+    [
+        ({"accepts_replicas": False}, "What could take it takes nothing new: test-node."),
+        ({"labels": ["cpu"]}, "No machine with its file has the labels it asks for: gpu."),
+    ],
+)
+def test_who_finds_no_machine_says_what_keeps_it_from_them(
+    node: Node, how: dict[str, object], words: str
+) -> None:
+    Node.objects.update(last_seen=timezone.now(), **{"labels": ["gpu"]} | how)
+    served = made(node, "waiting", node_labels=["gpu"])
+    want(served, 1)
+    scheduler.schedule(node.name)
+    assert only(served).reason == words
+
+
+def test_who_has_no_file_where_anybody_answers_says_so(node: Node) -> None:
+    served = made(machine("silent", alive=False), "far")
+    want(served, 1)
+    scheduler.schedule(node.name)
+    assert only(served).reason == "No machine that answers has its file."
