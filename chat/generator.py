@@ -35,6 +35,7 @@ _POLL_S = 1.0
 _CHECKPOINT_S = 1.0
 _RETRY_S = 1.0
 _DRAIN_S = 1.0
+_CANCEL_AGAIN_S = 0.5
 
 
 class Generator:
@@ -64,9 +65,7 @@ class Generator:
             for task in ended - {stop}:
                 task.result()
         finally:
-            for task in (stop, *loops):
-                task.cancel()
-            await asyncio.gather(stop, *loops, return_exceptions=True)
+            await _end(stop, *loops)
             await self._give_back()
             await self._writer.drain(_DRAIN_S)
 
@@ -213,6 +212,15 @@ class Generator:
             await self._redis.publish(events.WAKE_CHANNEL, b"")
         except (DatabaseError, RedisError, OSError) as error:
             log.warning("generations could not be given back; their leases will run out", error=str(error))
+
+
+async def _end(*tasks: asyncio.Task[Any]) -> None:
+    """Cancel them until they have ended: on a busy machine a cancellation may get lost in what a task waits for."""
+    while pending := [task for task in tasks if not task.done()]:
+        for task in pending:
+            task.cancel()
+        await asyncio.wait(pending, timeout=_CANCEL_AGAIN_S)
+    await asyncio.gather(*tasks, return_exceptions=True)
 
 
 def _slug(job: leases.Job) -> str:

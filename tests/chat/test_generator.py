@@ -11,6 +11,7 @@ from django.utils import timezone
 from chat import actions, leases, rendering
 from chat.generator import Generator
 from chat.models import Generation
+from chat.relay_writer import LogWriter
 from chat.states import MessageStatus
 from gateway.models import UsageRecord
 from gateway.usage.drain import drain
@@ -138,6 +139,26 @@ async def test_an_orderly_end_hands_the_answer_to_the_next_generator(engine, con
     await second.stop()
 
     assert (answer.status, answer.text) == (MessageStatus.DONE, text_of(100))
+
+
+async def test_it_ends_though_a_cancellation_got_lost(conversation, redis, monkeypatch):
+    lost = asyncio.Event()
+
+    async def run(writer):
+        try:
+            await asyncio.Event().wait()
+        except asyncio.CancelledError:
+            lost.set()
+        await asyncio.Event().wait()
+
+    monkeypatch.setattr(LogWriter, "run", run)
+    running = Running(redis)
+    await asyncio.sleep(0.05)
+
+    async with asyncio.timeout(20):
+        await running.stop()
+
+    assert lost.is_set()
 
 
 async def test_a_killed_generator_is_continued_by_another_with_nothing_lost(
