@@ -19,7 +19,7 @@ import orjson
 import structlog
 from channels.db import database_sync_to_async
 from channels.generic.websocket import AsyncWebsocketConsumer
-from django.db import DatabaseError
+from django.db import DatabaseError, InterfaceError
 from redis.exceptions import RedisError
 
 from accounts.models import User
@@ -191,7 +191,7 @@ class ConversationConsumer(AsyncWebsocketConsumer):
         """Send news; a page whose news can't be sent is told by a closed socket, and comes back by itself."""
         try:
             await self._send_news()
-        except (DatabaseError, RedisError, OSError, RuntimeError) as error:
+        except (DatabaseError, InterfaceError, RedisError, OSError, RuntimeError) as error:
             log.warning("a page's news could not be sent", error=str(error))
             await self.close(1011)
 

@@ -14,7 +14,7 @@ from uuid import UUID, uuid4
 
 import structlog
 from channels.db import database_sync_to_async
-from django.db import DatabaseError
+from django.db import DatabaseError, InterfaceError
 from redis.asyncio import Redis
 from redis.exceptions import RedisError
 
@@ -74,7 +74,7 @@ class Generator:
         while True:
             try:
                 await step()
-            except (DatabaseError, RedisError, OSError) as error:
+            except (DatabaseError, InterfaceError, RedisError, OSError) as error:
                 log.warning("generator waits for its services", step=step.__name__, error=str(error))
                 await asyncio.sleep(_RETRY_S)
 
@@ -176,7 +176,7 @@ class Generator:
                         self.owner, generation, outcome.status, model_slug=_slug(job), **outcome.fields
                     )
                     break
-                except DatabaseError as error:
+                except (DatabaseError, InterfaceError) as error:
                     log.warning("the end of an answer waits for the database", error=str(error))
                     await asyncio.sleep(_RETRY_S)
             if finished:
@@ -184,7 +184,7 @@ class Generator:
         except Generation.DoesNotExist:
             # Its conversation was deleted between claim and load.
             pass
-        except (DatabaseError, RedisError, OSError) as error:
+        except (DatabaseError, InterfaceError, RedisError, OSError) as error:
             # The lease runs out and the generation is claimed again.
             log.warning("answer put back", generation=str(generation), error=str(error))
         finally:
@@ -210,12 +210,16 @@ class Generator:
             await database_sync_to_async(leases.checkpoint)(self.owner, unfinished)
             await database_sync_to_async(leases.release)(self.owner, mine)
             await self._redis.publish(events.WAKE_CHANNEL, b"")
-        except (DatabaseError, RedisError, OSError) as error:
+        except (DatabaseError, InterfaceError, RedisError, OSError) as error:
             log.warning("generations could not be given back; their leases will run out", error=str(error))
 
 
 async def _end(*tasks: asyncio.Task[Any]) -> None:
-    """Cancel them until they have ended: on a busy machine a cancellation may get lost in what a task waits for."""
+    """Cancel them until they have ended.
+
+    redis-py sends within `asyncio.wait_for`, which before Python 3.12 loses a cancellation that comes at the moment in
+    which what it waits for is done (CPython's issue 86296).
+    """
     while pending := [task for task in tasks if not task.done()]:
         for task in pending:
             task.cancel()

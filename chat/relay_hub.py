@@ -9,7 +9,7 @@ from typing import Any, Generic, Protocol, TypeVar
 
 import orjson
 import structlog
-from django.db import DatabaseError
+from django.db import DatabaseError, InterfaceError
 from redis.asyncio import Redis
 from redis.exceptions import RedisError
 
@@ -224,7 +224,7 @@ class Hub(Generic[F]):
             text = assemble(feed.text, entries)
             try:
                 checkpoint = await self._checkpoints(feed.generation)
-            except DatabaseError as error:
+            except (DatabaseError, InterfaceError) as error:
                 log.warning("relay can't read a checkpoint", error=str(error))
                 return
             if checkpoint is None:

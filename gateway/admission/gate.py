@@ -11,7 +11,7 @@ from uuid import uuid4
 import structlog
 from channels.db import database_sync_to_async
 from django.conf import settings
-from django.db import DatabaseError
+from django.db import DatabaseError, InterfaceError
 from redis.exceptions import ConnectionError as ValkeyGone
 from redis.exceptions import ResponseError
 
@@ -91,7 +91,7 @@ class Gate:
             try:
                 await self._ear.subscribe(scripts.GRANTED + self.process)
                 await self._beat()
-            except (ValkeyGone, OSError, ResponseError, DatabaseError) as error:
+            except (ValkeyGone, OSError, ResponseError, DatabaseError, InterfaceError) as error:
                 log.warning("the gate waits for its services", error=str(error))
             await asyncio.sleep(BEAT_S)
 
