@@ -15,7 +15,7 @@ from unfold.decorators import display
 from unfold.widgets import UnfoldAdminTextareaWidget, UnfoldAdminTextInputWidget
 
 from accounts.access import person
-from models_admin import access, actions, configuration, overview, replacement
+from models_admin import access, actions, configuration, overview, remedies, replacement
 from models_admin.admin_rows import ReadOnly, apply_to_each
 from models_admin.external.admin import ExternalServerAdmin
 from models_admin.forms import (
@@ -92,7 +92,7 @@ class ServedModelAdmin(LaunchAdmin):
     list_display = ("name", "slug", "shown_state", "min_replicas", "max_replicas", "shown_memory", "file")
     list_select_related = ("file__node", "external")
     search_fields = ("slug", "name", "file__path")
-    actions = ("start_models", "stop_models", "restart_models")
+    actions = ("start_models", "stop_models", "restart_models", "help_models")
     readonly_fields = ("shown_state", "page")
 
     def get_queryset(self, request: HttpRequest) -> QuerySet[ServedModel]:
@@ -145,6 +145,11 @@ class ServedModelAdmin(LaunchAdmin):
     def restart_models(self, request: HttpRequest, queryset: QuerySet[ServedModel]) -> None:
         """Restart those chosen."""
         apply_to_each(request, queryset, actions.restart, "asked to restart", _name)
+
+    @admin.action(description="Do what may help")
+    def help_models(self, request: HttpRequest, queryset: QuerySet[ServedModel]) -> None:
+        """Apply what each one's page suggests first."""
+        apply_to_each(request, queryset, remedies.apply_first, "changed as its page suggests", _name)
 
     @display(description="State", label=_COLOURS)
     def shown_state(self, served: ServedModel) -> str:
@@ -242,6 +247,22 @@ class NodeAdmin(ReadOnly, LaunchAdmin):
     def has_change_permission(self, request: HttpRequest, obj: Any = None) -> bool:
         """What administrators say of a machine; the rest is what its worker says."""
         return access.may_manage(person(request))
+
+    def has_delete_permission(self, request: HttpRequest, obj: Any = None) -> bool:
+        """Only what is silent."""
+        return access.may_manage(person(request)) and (obj is None or not obj.is_alive)
+
+    def delete_model(self, request: HttpRequest, obj: Node) -> None:
+        """Through the action, which refuses where models would lose their only file."""
+        node_actions.remove(obj, by=person(request))
+
+    def delete_queryset(self, request: HttpRequest, queryset: QuerySet[Node]) -> None:
+        """Through the action, which refuses what is alive."""
+        apply_to_each(request, queryset, node_actions.remove, "forgotten")
+
+    def get_deleted_objects(self, objs: Any, request: HttpRequest) -> Any:
+        """The machines only: what the portal has written of them goes with them, and nobody need be allowed to."""
+        return [str(node) for node in objs], {Node._meta.verbose_name_plural: len(objs)}, set(), []
 
     def formfield_for_dbfield(self, db_field: Any, request: HttpRequest, **kwargs: Any) -> Any:
         """No limit below nothing."""

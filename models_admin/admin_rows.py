@@ -30,7 +30,7 @@ class ReadOnly:
 def apply_to_each(
     request: HttpRequest,
     rows: Iterable[Model],
-    verb: Callable[..., None],
+    verb: Callable[..., object],
     done: str,
     name: Callable[[Any], str] = str,
 ) -> None:

@@ -113,6 +113,14 @@ def apply(served: ServedModel, code: str, *, by: User | None) -> Remedy:
     return remedy
 
 
+def apply_first(served: ServedModel, *, by: User | None) -> Remedy:
+    """Apply what is suggested first. Raises `Conflict` where nothing is."""
+    for trouble in troubles(served):
+        for remedy in trouble.remedies:
+            return apply(served, remedy.code, by=by)
+    raise Conflict(f"Nothing is known that would help {served.name}; its page says how it is.")
+
+
 def _troubled(served: ServedModel) -> list[Instance]:
     rows = served.instances.filter(state__in=_TROUBLED).exclude(cause="")
     return list(rows.select_related("node", "file", "served").order_by("-state_since"))

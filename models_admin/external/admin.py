@@ -9,6 +9,7 @@ from django.forms import ModelForm
 from django.http import HttpRequest
 from unfold.admin import ModelAdmin
 from unfold.decorators import display
+from unfold.forms import ActionForm
 from unfold.widgets import UnfoldAdminPasswordWidget, UnfoldAdminTextInputWidget
 
 from accounts.access import person
@@ -34,12 +35,26 @@ class _ServerForm(ExternalServerForm):
         widgets = {"name": UnfoldAdminTextInputWidget, "base_url": UnfoldAdminTextInputWidget}
 
 
+class _ActionForm(ActionForm):
+    """With the name of a model, for the action that serves one."""
+
+    model = forms.CharField(
+        required=False,
+        max_length=200,
+        label="",
+        widget=UnfoldAdminTextInputWidget(
+            attrs={"placeholder": "a model's name, to serve it", "aria-label": "Model", "spellcheck": "false"}
+        ),
+    )
+
+
 class ExternalServerAdmin(ModelAdmin):
     form = _ServerForm
+    action_form = _ActionForm
     list_display = ("name", "base_url", "shown_state", "shown_models", "shown_checked", "problem")
     list_filter = ("enabled", "healthy")
     search_fields = ("name", "base_url")
-    actions = ("enable_servers", "disable_servers", "check_servers")
+    actions = ("enable_servers", "disable_servers", "check_servers", "serve_model")
 
     def get_fields(self, request: HttpRequest, obj: ExternalServer | None = None) -> tuple[str, ...]:
         """A key that isn't there can't be forgotten."""
@@ -87,6 +102,17 @@ class ExternalServerAdmin(ModelAdmin):
         for server in queryset.filter(enabled=True):
             external_tasks.check_soon(server.pk)
         self.message_user(request, "They are being asked.", messages.INFO)
+
+    @admin.action(description="Serve the model named here")
+    def serve_model(self, request: HttpRequest, queryset: QuerySet[ExternalServer]) -> None:
+        """Serve it from each of those chosen, for everybody until its own page says otherwise."""
+        model = request.POST.get("model", "").strip()
+        apply_to_each(
+            request,
+            queryset,
+            lambda server, by: external_actions.serve(server, model, by=by),
+            f"{model} is served",
+        )
 
     @display(description="State", label=_COLOURS)
     def shown_state(self, server: ExternalServer) -> str:

@@ -20,6 +20,13 @@ def add_arguments(parser: ArgumentParser) -> None:
     add.add_argument("address", help="where OpenAI's paths begin, such as http://host:11434/v1")
     # Not as an argument: everybody on the machine can read those.
     add.add_argument("--key-from-stdin", action="store_true", help="read the server's key, one line")
+    change = verbs.add_parser("set", help="change its name, its address or its key")
+    change.add_argument("name")
+    change.add_argument("--name", dest="new_name", help="what it is called from now on")
+    change.add_argument("--address", help="where OpenAI's paths begin")
+    key = change.add_mutually_exclusive_group()
+    key.add_argument("--key-from-stdin", action="store_true", help="read the server's new key, one line")
+    key.add_argument("--forget-key", action="store_true", help="send none any more")
     verbs.add_parser("list", help="show servers and what they offer")
     for verb, does in (
         ("check", "ask it now"),
@@ -38,6 +45,7 @@ def run(options: dict[str, Any], out: OutputWrapper) -> None:
     """Do what the options say. Raises `LlamaProjError` or `CommandError`."""
     {
         "add": _add,
+        "set": _set,
         "list": _list,
         "check": _check,
         "enable": _enable,
@@ -55,6 +63,19 @@ def _add(options: dict[str, Any], out: OutputWrapper) -> None:
         api_key=_read_key() if options["key_from_stdin"] else "",
     )
     out.write(external.describe(server, external.check(server)))
+
+
+def _set(options: dict[str, Any], out: OutputWrapper) -> None:
+    server = _server(options)
+    new_key = "" if options["forget_key"] else _read_key() if options["key_from_stdin"] else None
+    external_actions.change(
+        server,
+        by=None,
+        name=options["new_name"] or server.name,
+        base_url=options["address"] or server.base_url,
+        api_key=new_key,
+    )
+    out.write("Saved.")
 
 
 def _list(options: dict[str, Any], out: OutputWrapper) -> None:

@@ -265,6 +265,26 @@ def test_the_command_downloads_by_quantisation_or_by_file_and_lists(node, server
     assert "The disk is full." in listed
 
 
+def test_the_command_cancels_and_retries_by_the_beginning_of_a_number(download):
+    number = str(download.pk)[:8]
+    assert number in command("downloads")
+    command("cancel-download", number)
+    download.refresh_from_db()
+    assert download.state == S.CANCELLED
+    command("retry-download", number.upper())
+    download.refresh_from_db()
+    assert download.state == S.QUEUED
+    assert [entry.verb for entry in AuditEntry.objects.order_by("at")][-2:] == [
+        "download.cancel",
+        "download.retry",
+    ]
+    with pytest.raises(CommandError, match="no download"):
+        command("cancel-download", "zzz")
+    Download.objects.update(state=S.DONE)
+    with pytest.raises(CommandError, match="complete"):
+        command("cancel-download", number)
+
+
 def test_the_command_refuses_in_a_sentence(node, server):
     with pytest.raises(CommandError, match="Q4_0, Q8_0"):
         command("download", REPO, "Q3_K")
@@ -289,3 +309,17 @@ def test_the_admin_site_shows_downloads_and_acts_through_the_same_actions(staff,
     assert download.state == S.CANCELLED
     assert AuditEntry.objects.filter(verb="download.cancel", by__username="boss").exists()
     assert downloads.waiting(download.node) == [download.pk]
+
+
+def test_the_admin_site_has_a_model_fetched(staff, node, server):
+    where = "/admin/models_admin/download/add/"
+    said = {"node": node.pk, "repository": REPO, "path": "Tiny-Q4_0.gguf", "projector": ""}
+    assert "As the hub names it" in html(staff.get(where))
+    refused = staff.post(where, said | {"path": "nothing.gguf"})
+    assert refused.context["adminform"].form.errors
+    assert not Download.objects.exists()
+    assert staff.post(where, said).status_code == HTTPStatus.FOUND
+    asked = Download.objects.get()
+    assert (asked.file_name, asked.node, asked.state) == ("Tiny-Q4_0.gguf", node, S.QUEUED)
+    assert AuditEntry.objects.filter(verb="download.ask", by__username="boss").exists()
+    assert staff.get(f"/admin/models_admin/download/{asked.pk}/change/").status_code == HTTPStatus.OK

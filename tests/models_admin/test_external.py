@@ -527,7 +527,12 @@ def test_the_admin_site_goes_through_the_same_actions(
     server.refresh_from_db()
     assert (server.name, server.api_key) == ("renamed", KEY)
     external.check(server)
-    served = external_actions.serve(server, "llama3", by=None)
+    chosen = {"action": "serve_model", "_selected_action": [server.pk]}
+    refused = staff.post("/admin/models_admin/externalserver/", chosen | {"model": "other"}, follow=True)
+    assert "offer other" in refused.content.decode()
+    staff.post("/admin/models_admin/externalserver/", chosen | {"model": "llama3"})
+    served = ServedModel.objects.get(external=server)
+    assert AuditEntry.objects.get(verb="model.add").by == admin
     chosen = {"action": "disable_servers", "_selected_action": [server.pk]}
     staff.post("/admin/models_admin/externalserver/", chosen)
     assert only(served).state == S.STOPPED
@@ -559,6 +564,12 @@ def test_the_command_line_does_the_same(running, monkeypatch) -> None:
     assert "offers 1 model" in manage("check", "box")
     with pytest.raises(CommandError, match="serves llama3"):
         manage("remove", "box")
+    assert "Saved" in manage("set", "box", "--name", "crate")
+    assert ExternalServer.objects.get().api_key == KEY
+    with pytest.raises(CommandError, match="another server"):
+        manage("set", "crate", "--address", "http://elsewhere:1/v1")
+    manage("set", "crate", "--name", "box", "--forget-key")
+    assert not ExternalServer.objects.get().has_key
     manage("disable", "box")
     assert ServedModel.objects.get().desired_replicas == 0
     manage("enable", "box")

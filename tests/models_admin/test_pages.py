@@ -1,6 +1,7 @@
 import json
 import re
 import time
+from datetime import timedelta
 from http import HTTPStatus
 from typing import Any
 
@@ -324,6 +325,20 @@ def test_what_administrators_say_of_a_machine(staff: Client, node: Node) -> None
     assert (node.labels, node.memory_limit_bytes) == (["gpu", "big"], 1024)
     assert AuditEntry.objects.get().detail == {"labels": ["gpu", "big"], "memory_limit_bytes": 1024}
     assert node.memory_bytes == 2**34
+
+
+def test_a_silent_machine_is_forgotten_in_the_admin_site(staff: Client, ready: Instance, node: Node) -> None:
+    where = f"/admin/models_admin/node/{node.pk}/delete/"
+    Node.objects.update(last_seen=timezone.now())
+    assert staff.post(where, {"post": "yes"}).status_code == HTTPStatus.FORBIDDEN
+    Node.objects.update(last_seen=timezone.now() - timedelta(hours=1))
+    assert staff.post(where, {"post": "yes"}).status_code == HTTPStatus.CONFLICT
+    assert Node.objects.filter(pk=node.pk).exists()
+    ServedModel.objects.all().delete()
+    assert "Are you sure" in staff.get(where).content.decode()
+    assert staff.post(where, {"post": "yes"}).status_code == HTTPStatus.FOUND
+    assert not Node.objects.filter(pk=node.pk).exists()
+    assert AuditEntry.objects.filter(verb="node.remove").exists()
 
 
 @pytest.mark.parametrize("kind", ["node", "modelfile", "instance"])

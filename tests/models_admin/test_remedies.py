@@ -1,6 +1,7 @@
 from typing import Any
 
 import pytest
+from django.test import Client
 
 from accounts.models import AuditEntry, User
 from llamaproj.errors import Conflict
@@ -189,3 +190,20 @@ def test_what_is_not_offered_any_more_is_refused(sized: ServedModel) -> None:
     with pytest.raises(Conflict):
         remedies.apply(sized, "context", by=None)
     assert not AuditEntry.objects.exists()
+
+
+def test_the_admin_site_does_what_is_suggested_first(sized: ServedModel, client: Client) -> None:
+    boss = User.objects.create_superuser("boss")
+    client.force_login(boss)
+    where = "/admin/models_admin/servedmodel/"
+    chosen = {"action": "help_models", "_selected_action": [sized.pk]}
+    refused = client.post(where, chosen, follow=True).content.decode()
+    assert "Nothing is known that would help" in refused
+
+    failed(sized, Cause.OUT_OF_MEMORY, "ggml_aligned_malloc: insufficient memory")
+    first = remedies.troubles(sized)[0].remedies[0]
+    assert "changed as its page suggests" in client.post(where, chosen, follow=True).content.decode()
+
+    sized.refresh_from_db()
+    assert {name: getattr(sized, name) for name in first.changes} == first.changes
+    assert AuditEntry.objects.get(verb="model.remedy").by == boss

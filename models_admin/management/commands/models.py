@@ -54,6 +54,11 @@ class Command(BaseCommand):
         external.add_arguments(verbs.add_parser("external", help="servers elsewhere that speak OpenAI's API"))
         downloads.add_arguments(verbs.add_parser("download", help="fetch a model from the hub"))
         verbs.add_parser("downloads", help="show what is on its way, and what has come")
+        for verb, does in (
+            ("cancel", "end a download"),
+            ("retry", "go on with a download that failed or ended"),
+        ):
+            downloads.add_choice(verbs.add_parser(f"{verb}-download", help=does))
         # Also after the verb, as other commands have it.
         for each in verbs.choices.values():
             each.add_argument("-v", "--verbosity", type=int, choices=range(4), default=1)
@@ -152,6 +157,14 @@ class Command(BaseCommand):
     def do_downloads(self, options: dict[str, Any]) -> None:
         """A line for each download."""
         downloads.show(self.stdout)
+
+    def do_cancel_download(self, options: dict[str, Any]) -> None:
+        """End one."""
+        downloads.cancel(options, self.stdout)
+
+    def do_retry_download(self, options: dict[str, Any]) -> None:
+        """Go on with one."""
+        downloads.retry(options, self.stdout)
 
     def do_external(self, options: dict[str, Any]) -> None:
         """Look after external servers."""
