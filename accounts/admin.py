@@ -1,17 +1,14 @@
 """People, teams, keys and the audit trail in the admin site."""
 
-from collections.abc import Callable
 from http import HTTPStatus
 from typing import Any
 
-from django.contrib import admin, messages
+from django.contrib import admin
 from django.contrib.auth.admin import UserAdmin
 from django.contrib.auth.models import Group
-from django.db import transaction
 from django.db.models import QuerySet
 from django.forms import ModelForm
 from django.http import HttpRequest, HttpResponse
-from django.shortcuts import redirect
 from unfold.admin import ModelAdmin, TabularInline
 from unfold.forms import AdminPasswordChangeForm, UserChangeForm, UserCreationForm
 
@@ -19,40 +16,12 @@ from accounts import audit, key_actions, second_factor, version
 from accounts.access import person
 from accounts.models import ApiKey, AuditEntry, Membership, Team, User
 from accounts.people import actions as people_actions
+from accounts.refusing import Refusing
 from accounts.single_sign_on import vouch_for_address
 from accounts.teams import actions as team_actions
-from llamaproj.errors import LlamaProjError
 
 # Teams say who may use what; Django's own groups aren't used.
 admin.site.unregister(Group)
-
-
-class Refusing:
-    """What a verb refuses is said on top of the page it came from; nothing has changed then."""
-
-    def changeform_view(self, request: HttpRequest, *args: Any, **kwargs: Any) -> HttpResponse:
-        """Add and change."""
-        return _answer(request, super().changeform_view, *args, **kwargs)  # type: ignore[misc]  # a ModelAdmin's
-
-    def delete_view(self, request: HttpRequest, *args: Any, **kwargs: Any) -> HttpResponse:
-        """Remove one."""
-        return _answer(request, super().delete_view, *args, **kwargs)  # type: ignore[misc]  # a ModelAdmin's
-
-    def changelist_view(self, request: HttpRequest, *args: Any, **kwargs: Any) -> HttpResponse:
-        """The list, and what is done with those chosen in it."""
-        return _answer(request, super().changelist_view, *args, **kwargs)  # type: ignore[misc]  # a ModelAdmin's
-
-
-def _answer(
-    request: HttpRequest, view: Callable[..., HttpResponse], *args: Any, **kwargs: Any
-) -> HttpResponse:
-    try:
-        # The site's own log, too, knows nothing of what was refused.
-        with transaction.atomic():
-            return view(request, *args, **kwargs)
-    except LlamaProjError as error:
-        messages.error(request, error.message)
-        return redirect(request.get_full_path())
 
 
 @admin.register(User)

@@ -15,6 +15,7 @@ from unfold.decorators import display
 from unfold.widgets import UnfoldAdminTextareaWidget, UnfoldAdminTextInputWidget
 
 from accounts.access import person
+from accounts.refusing import Refusing
 from models_admin import access, actions, configuration, overview, remedies, replacement
 from models_admin.admin_rows import ReadOnly, apply_to_each
 from models_admin.external.admin import ExternalServerAdmin
@@ -62,7 +63,7 @@ def fieldsets(groups: tuple[tuple[str, tuple[str, ...]], ...]) -> list[tuple[str
     ]
 
 
-class LaunchAdmin(ModelAdmin):
+class LaunchAdmin(Refusing, ModelAdmin):
     """Forms with launch parameters, in the admin site's dress."""
 
     def formfield_for_dbfield(self, db_field: Any, request: HttpRequest, **kwargs: Any) -> Any:

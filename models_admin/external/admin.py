@@ -13,6 +13,7 @@ from unfold.forms import ActionForm
 from unfold.widgets import UnfoldAdminPasswordWidget, UnfoldAdminTextInputWidget
 
 from accounts.access import person
+from accounts.refusing import Refusing
 from models_admin.admin_rows import apply_to_each
 from models_admin.external import actions as external_actions
 from models_admin.external import tasks as external_tasks
@@ -48,7 +49,7 @@ class _ActionForm(ActionForm):
     )
 
 
-class ExternalServerAdmin(ModelAdmin):
+class ExternalServerAdmin(Refusing, ModelAdmin):
     form = _ServerForm
     action_form = _ActionForm
     list_display = ("name", "base_url", "shown_state", "shown_models", "shown_checked", "problem")

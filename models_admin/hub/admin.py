@@ -11,6 +11,7 @@ from unfold.decorators import display
 from unfold.widgets import UnfoldAdminTextInputWidget
 
 from accounts.access import person
+from accounts.refusing import Refusing
 from llamaproj.errors import LlamaProjError
 from models_admin import access
 from models_admin.admin_rows import ReadOnly, apply_to_each
@@ -65,7 +66,7 @@ def _name(download: Download) -> str:
     return download.file_name
 
 
-class DownloadAdmin(ReadOnly, ModelAdmin):
+class DownloadAdmin(ReadOnly, Refusing, ModelAdmin):
     list_display = ("file_name", "repository", "node", "shown_state", "shown_amount", "reason", "created_at")
     list_filter = ("state", "node")
     list_select_related = ("node",)
