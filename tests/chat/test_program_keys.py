@@ -74,7 +74,7 @@ async def test_an_answer_counts_against_the_key_that_asked_for_it(ada: User) -> 
 
         refused = await ended(second["id"])
         assert refused.status == MessageStatus.FAILED
-        assert "1 requests a minute are allowed for this API key" in refused.error
+        assert "1 request a minute is allowed for this API key" in refused.error
     await in_db(drain)()
     record = await UsageRecord.objects.aget(api_key=row.pk, finish="stop")
     assert record.door == "chat"
