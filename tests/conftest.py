@@ -42,9 +42,9 @@ _CHROMIUM_FLAGS = [
 def pytest_configure() -> None:
     # Signing in is not what takes the time here.
     settings.PASSWORD_HASHERS = ["django.contrib.auth.hashers.MD5PasswordHasher"]
-    # A slow machine breaks no property, and whether a push is green is no matter of luck.
+    # A slow machine breaks no property.
     hypothesis.settings.register_profile(
-        "tests", deadline=None, derandomize=True, suppress_health_check=[hypothesis.HealthCheck.too_slow]
+        "tests", deadline=None, suppress_health_check=[hypothesis.HealthCheck.too_slow]
     )
     hypothesis.settings.load_profile("tests")
     expect.set_options(timeout=_PAGE_MS)

@@ -91,7 +91,7 @@ async def test_stop_frees_the_slot_and_keeps_the_text(engine, conversation, runn
 
     await in_db(actions.stop)(await answer_of(conversation))
 
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(1):
         while engine.busy_slots:
             await asyncio.sleep(0.01)
     answer = await ended(conversation)

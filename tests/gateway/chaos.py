@@ -32,7 +32,7 @@ _WRITING = 6
 STREAMS, TOKENS = 50, 12
 FREE_WITHIN_S = 5.0
 # Records are written in bulk, within seconds.
-_RECORDED_WITHIN_S = 60.0
+_RECORDED_WITHIN_S = 20.0
 # A beginning as long as this, said again, is no coincidence.
 _TELLING_CHARS = 16
 

@@ -158,4 +158,4 @@ def test_a_revoked_key_is_refused_everywhere_at_once_and_what_it_has_begun_ends(
         assert error["type"] == "authentication_error"
     assert {thief.status for thief in streaming} == {200}
     assert {thief.status for thief in waiting} == {401}
-    assert wait_until_free(portal, 10)[1] == {}
+    assert wait_until_free(portal, 2)[1] == {}

@@ -70,13 +70,13 @@ async def test_who_reads_no_more_gives_the_place_back_all_the_same(engine, key):
 
     await in_db(key_actions.revoke_api_key)(row, by=None)
 
-    async with asyncio.timeout(15):
+    async with asyncio.timeout(3):
         while gate().tickets or engine.busy_slots or await places(row):
             await asyncio.sleep(0.05)
     assert not connection.task.done()
     # Whoever reads on is told why it ends.
     connection.reads.set()
-    response = await connection.response(20)
+    response = await connection.response(2)
     assert b"authentication_error" in response.content
 
 
@@ -118,12 +118,12 @@ async def test_the_connection_of_who_reads_no_more_is_cut_after_a_moment(engine,
     async with unread(engine, shown) as state:
         await in_db(key_actions.revoke_api_key)(row, by=None)
 
-        await is_cut(state, 20)
+        await is_cut(state, 4)
 
 
 async def test_nobody_keeps_a_slot_for_ever_without_reading(engine, key, monkeypatch):
     monkeypatch.setattr(exchange, "_STALLED_S", 1.0)
     async with unread(engine, key[1]) as state:
-        await is_cut(state, 20)
+        await is_cut(state, 8)
 
     assert not engine.busy_slots

@@ -482,8 +482,7 @@ def test_progress_is_noted_while_it_runs(download, server):
     thread = start(download)
     until(lambda: (notes.download_of(download.pk)[0] or 0) > 0)
     rate, waits_for = notes.download_of(download.pk)
-    # A busy machine sends later than it was told to.
-    assert 50_000 < rate < 3_000_000
+    assert 300_000 < rate < 3_000_000
     assert waits_for == ""
     assert 0 < Download.objects.get().percent < 100
     thread.join(60)

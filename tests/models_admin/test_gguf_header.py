@@ -178,7 +178,7 @@ def test_of_a_huge_file_only_the_head_and_samples_are_read(path: Path) -> None:
     os.truncate(path, path.stat().st_size + size)
     started = time.process_time()
     before = read(path)
-    assert time.process_time() - started < 2
+    assert time.process_time() - started < 0.2
     with path.open("r+b") as file:
         file.seek(-8, os.SEEK_END)
         file.write(b"weights!")
@@ -239,7 +239,7 @@ _VALID = g.small_model(
 
 @settings(
     max_examples=200,
-    deadline=10_000,
+    deadline=1000,
     suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
 )
 @given(

@@ -327,6 +327,18 @@ def test_what_administrators_say_of_a_machine(staff: Client, node: Node) -> None
     assert node.memory_bytes == 2**34
 
 
+def test_a_refusals_page_leads_back_to_where_it_was_asked(staff: Client, served: ServedModel) -> None:
+    ModelFile.objects.update(error="It is damaged.")
+    where = f"/models/{served.slug}/start/"
+
+    refused = staff.post(where, headers={"referer": f"http://testserver/models/{served.slug}/"})
+    assert refused.status_code == HTTPStatus.CONFLICT
+    assert f'href="http://testserver/models/{served.slug}/">Back</a>' in refused.content.decode()
+
+    elsewhere = staff.post(where, headers={"referer": "http://elsewhere.example/models/"})
+    assert "Back</a>" not in elsewhere.content.decode()
+
+
 def test_a_silent_machine_is_forgotten_in_the_admin_site(staff: Client, ready: Instance, node: Node) -> None:
     where = f"/admin/models_admin/node/{node.pk}/delete/"
     Node.objects.update(last_seen=timezone.now())

@@ -24,11 +24,6 @@ STOP_S = 10
 PATIENCE_S = 90
 
 
-def busy() -> float:
-    """How much longer than by itself everything may take, because the machine does other things at the same time."""
-    return max(1.0, os.getloadavg()[0] / (os.cpu_count() or 1))
-
-
 def wait_for_another(portal: Portal, name: str, old: int) -> None:
     """Wait until `name` runs as another process than `old`."""
     deadline = time.monotonic() + PATIENCE_S
@@ -45,13 +40,15 @@ def test_it_starts_stops_without_leaving_anything_and_starts_again_quickly(own_p
     assert re.search(r"Sign in as admin with the password \S{12,} \(shown this once", own_portal.output())
     began = time.monotonic()
     assert own_portal.stop(signal.SIGINT) == 0
-    assert time.monotonic() - began < STOP_S * busy()
+    assert time.monotonic() - began < STOP_S
     assert own_portal.processes() == []
 
     own_portal.log.unlink()
     began = time.monotonic()
     own_portal.start().wait_ready()
-    assert time.monotonic() - began < SECOND_START_S * busy()
+    # On a machine that does other things at the same time it may take as much longer.
+    busy = max(1, os.getloadavg()[0] / (os.cpu_count() or 1))
+    assert time.monotonic() - began < SECOND_START_S * busy
     own_portal.wait_output("llamaproj is ready at")
     assert "password" not in own_portal.output()
     assert own_portal.stop(signal.SIGTERM) == 0
